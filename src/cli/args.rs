@@ -1,0 +1,167 @@
+//! The command line as it is typed, and the notations of durations and sizes.
+
+use crate::TransportKind;
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use clap::{Args, Parser, Subcommand};
+use std::path::PathBuf;
+use std::time::Duration;
+
+const EXAMPLES: &str = "\
+Examples:
+  seq 1 1000000 | seqpool run -k upper
+      each line is a job; results in input order
+  find /usr/include -type f | seqpool run sha256
+      what sha256sum prints, computed in parallel
+  printf 'ok\\nsignal 9\\nok\\n' | seqpool run fault
+      one job crashes, the others do not notice";
+
+const HANDLERS: &str = "\
+Handlers:
+  echo    the body itself
+  upper   the body with ASCII letters in upper case
+  sha256  the body is a path: what sha256sum prints for it
+  sleep   sleeps for a duration such as 2ms; the body itself
+  spin    computes for a duration such as 2ms; the body itself
+  fault   does what the body says; the result is `ok` if it survives that:
+          ok, error MSG, panic, exit N, signal N, abort, stack-overflow, hang,
+          ignore-term, sleep DUR, alloc SIZE, leak-child, print TEXT
+
+Exit codes:
+  0      every job was done
+  1      some jobs were not: one line each on standard error says why
+  2      wrong usage, or the pool could not start or go on
+  128+n  ended by signal n: the first INT or TERM lets jobs in flight finish,
+         the second ends them at once
+
+Examples:
+  seq 1 1000000 | seqpool run -k upper
+  find . -type f -print0 | seqpool run -0 sha256
+  seqpool run -j4 --timeout 200ms -a jobs.txt fault";
+
+/// A crash-proof process pool: runs each record of its input as a job in forked workers.
+#[derive(Debug, Parser)]
+#[command(
+    name = "seqpool",
+    version,
+    propagate_version = true,
+    subcommand_required = true,
+    arg_required_else_help = false,
+    after_help = EXAMPLES
+)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Run each input record as a job
+    ///
+    /// Runs each record of standard input, or of FILE, as a job of HANDLER in worker processes, and writes each result
+    /// followed by a terminator. A job that fails or crashes costs one line on standard error; the others do not
+    /// notice.
+    #[command(display_name = "seqpool", after_help = HANDLERS)]
+    Run(RunArgs),
+}
+
+/// The options of `seqpool run`.
+#[derive(Debug, Args)]
+pub(crate) struct RunArgs {
+    /// What to run: echo, fault, sha256, sleep, spin or upper
+    #[arg(value_name = "HANDLER")]
+    pub(crate) handler: String,
+
+    /// Worker processes [default: the CPUs that this process may use]
+    #[arg(short, long, value_name = "N")]
+    pub(crate) jobs: Option<usize>,
+
+    /// Write results in the order of the input, not of completion
+    #[arg(short, long)]
+    pub(crate) keep_order: bool,
+
+    /// Records and results end at NUL instead of newline
+    #[arg(short = '0', long)]
+    pub(crate) null: bool,
+
+    /// Read records from FILE instead of standard input
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) arg_file: Option<PathBuf>,
+
+    /// Kill a job that runs longer, such as 200ms, 1.5 or 2m; a bare number is seconds
+    #[arg(long, value_name = "DUR", value_parser = parse_duration)]
+    pub(crate) timeout: Option<Duration>,
+
+    /// Nice value of the workers, from -20 to 19
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(i32).range(-20..=19), allow_negative_numbers = true)]
+    pub(crate) nice: Option<i32>,
+
+    /// How jobs travel to the workers
+    #[arg(long, value_name = "TRANSPORT", default_value = "seqpacket", value_parser = transport_parser())]
+    pub(crate) transport: TransportKind,
+
+    /// Write counts as JSON to FILE when all is done
+    #[arg(long, value_name = "FILE")]
+    pub(crate) stats: Option<PathBuf>,
+
+    /// Show progress on standard error: a moving line on a terminal, else a line a second
+    #[arg(long)]
+    pub(crate) bar: bool,
+}
+
+fn transport_parser() -> impl TypedValueParser<Value = TransportKind> {
+    PossibleValuesParser::new(["blocking", "seqpacket"]).try_map(|name| name.parse::<TransportKind>())
+}
+
+/// A duration as people write it: `200ms`, `1m 30s`, or seconds as a bare number, `0.2`.
+pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
+    let text = text.trim();
+    let is_bare = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit() || b == b'.');
+    if is_bare {
+        let seconds: f64 = text.parse().map_err(|_| not_a_duration(text))?;
+        return Duration::try_from_secs_f64(seconds).map_err(|e| format!("{}: {e}", not_a_duration(text)));
+    }
+    humantime::parse_duration(text).map_err(|e| format!("{}: {e}", not_a_duration(text)))
+}
+
+fn not_a_duration(text: &str) -> String {
+    format!("'{text}' is not a duration such as 200ms")
+}
+
+/// A size as people write it: `64MiB`, `1k`, or bytes as a bare number.
+pub(crate) fn parse_size(text: &str) -> Result<usize, String> {
+    let size: bytesize::ByteSize =
+        text.trim().parse().map_err(|e| format!("'{text}' is not a size such as 64MiB: {e}"))?;
+    usize::try_from(size.as_u64()).map_err(|_| format!("'{text}' is more than this machine can address"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn durations() {
+        let ms = Duration::from_millis;
+        for (text, want) in [("200ms", 200), ("0.2", 200), ("2", 2000), ("1m 30s", 90_000), ("0", 0), (" 5ms ", 5)] {
+            assert_eq!(parse_duration(text), Ok(ms(want)), "{text}");
+        }
+        for text in ["", "x", "-1", "1.2.3", ".", "5 parsecs", "99999999999999999999999"] {
+            assert!(parse_duration(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn sizes() {
+        for (text, want) in [("0", 0), ("64MiB", 64 << 20), ("1kB", 1000), ("1 KiB", 1024)] {
+            assert_eq!(parse_size(text), Ok(want), "{text}");
+        }
+        for text in ["", "x", "-1", "1 parsec"] {
+            assert!(parse_size(text).is_err(), "{text}");
+        }
+    }
+}

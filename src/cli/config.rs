@@ -1,0 +1,86 @@
+//! Arguments checked: what can be wrong is found here, before any process is forked.
+
+use super::args::RunArgs;
+use super::handlers;
+use super::input::Input;
+use super::report::{Fatal, StatsFile, plain_error};
+use crate::TransportKind;
+use crate::pool::default_workers;
+use std::fs::File;
+use std::os::fd::AsFd;
+use std::time::Duration;
+
+/// All that a run needs, known to be good.
+pub(crate) struct Config {
+    pub(crate) handler: String,
+    pub(crate) workers: usize,
+    pub(crate) keep_order: bool,
+    /// The byte that ends a record and a result.
+    pub(crate) terminator: u8,
+    pub(crate) input: Input,
+    pub(crate) timeout: Option<Duration>,
+    pub(crate) nice: Option<i32>,
+    pub(crate) transport: TransportKind,
+    pub(crate) stats: Option<StatsFile>,
+    pub(crate) show_progress: bool,
+}
+
+impl Config {
+    /// Checks the arguments and opens the files that they name.
+    pub(crate) fn build(args: RunArgs) -> Result<Self, Fatal> {
+        if !handlers::NAMES.contains(&args.handler.as_str()) {
+            let known = handlers::NAMES.join(", ");
+            return Err(Fatal(format!("unknown handler '{}': known are {known}", args.handler)));
+        }
+        let workers = args.jobs.unwrap_or_else(default_workers);
+        if workers == 0 {
+            let usual = default_workers();
+            return Err(Fatal(format!(
+                "-j0: a pool needs at least one worker: give -j1 or more, or leave -j out for one on each CPU ({usual} here)"
+            )));
+        }
+        if args.timeout == Some(Duration::ZERO) {
+            return Err(Fatal("--timeout 0: no job could finish: give a longer time, or leave it out for none".into()));
+        }
+        let terminator = if args.null { 0 } else { b'\n' };
+        let input = match &args.arg_file {
+            // As in GNU tools; a file of that name is `./-`.
+            Some(path) if path.as_os_str() != "-" => {
+                open_input(path).map_err(|e| Fatal(format!("{}: {}", path.display(), plain_error(&e))))?
+            }
+            _ => standard(std::io::stdin()).map_err(|e| Fatal(format!("standard input: {}", plain_error(&e))))?,
+        };
+        let stats = match &args.stats {
+            Some(path) => Some(
+                StatsFile::create(path)
+                    .map_err(|e| Fatal(format!("--stats: {}: {}", path.display(), plain_error(&e))))?,
+            ),
+            None => None,
+        };
+        Ok(Self {
+            handler: args.handler,
+            workers,
+            keep_order: args.keep_order,
+            terminator,
+            input: Input::new(input, terminator, crate::limits::JOB_SIZE_MAX),
+            timeout: args.timeout,
+            nice: args.nice,
+            transport: args.transport,
+            stats,
+            show_progress: args.bar,
+        })
+    }
+}
+
+fn open_input(path: &std::path::Path) -> std::io::Result<File> {
+    let file = File::open(path)?;
+    if file.metadata()?.is_dir() {
+        return Err(std::io::ErrorKind::IsADirectory.into());
+    }
+    Ok(file)
+}
+
+/// A standard stream without the buffer and the lock of the standard library; its flags stay as they are.
+pub(crate) fn standard(stream: impl AsFd) -> std::io::Result<File> {
+    stream.as_fd().try_clone_to_owned().map(File::from)
+}

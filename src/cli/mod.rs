@@ -1,0 +1,49 @@
+//! Floor 5: the `seqpool` command.
+//!
+//! Arguments as typed (`args`) become a checked configuration (`config`), which `run` carries out: records come from
+//! `input`, are jobs of `handlers` in the pool, and leave through `output` and `report`.
+//!
+//! The contract is one of exit codes and lines: see [`report`] for what standard error looks like. No thread is
+//! started before the pool has forked.
+
+mod args;
+mod config;
+mod handlers;
+mod input;
+mod output;
+mod report;
+mod run;
+
+use clap::Parser;
+use std::process::ExitCode;
+
+/// Runs the command with the process's arguments.
+pub fn main() -> ExitCode {
+    let code = match args::Cli::try_parse() {
+        Ok(args::Cli { command: args::Command::Run(args) }) => run_command(args),
+        Err(error) => usage_error(&error),
+    };
+    ExitCode::from(code)
+}
+
+fn run_command(args: args::RunArgs) -> u8 {
+    match config::Config::build(args).and_then(run::run) {
+        Ok(code) => code,
+        Err(report::Fatal(message)) => {
+            report::print_lines(&message);
+            report::EXIT_USAGE
+        }
+    }
+}
+
+/// Help and version go to standard output as they are; complaints to standard error, as lines of ours.
+fn usage_error(error: &clap::Error) -> u8 {
+    if error.use_stderr() {
+        let text = error.to_string();
+        report::print_lines(text.strip_prefix("error: ").unwrap_or(&text));
+        return report::EXIT_USAGE;
+    }
+    // Nobody left to read the help: nothing to do about it.
+    let _ = error.print();
+    report::EXIT_DONE
+}

@@ -1,0 +1,378 @@
+//! The frame: one layout for jobs, results and control. A codec without I/O.
+//!
+//! # Shape
+//! Little-endian, a multiple of 8 bytes:
+//!
+//! | bytes | field |
+//! |---|---|
+//! | 0..4 | payload size: header block and body, without padding |
+//! | 4..6 | size of the header block |
+//! | 6 | kind |
+//! | 7 | flags |
+//! | 8..16 | id; on a slot's socket `epoch << 32 \| seq` |
+//! | 16..20 | code: a job's handler, a result's status |
+//! | 20..24 | extra: a result's run time in nanoseconds, saturating |
+//! | 24.. | header block (`key:value\n` lines), then body, then padding to a multiple of 8 |
+//!
+//! A packet holds whole frames, back to back, and nothing else. Decoding borrows: no byte is copied.
+//!
+//! A body too large for one packet travels as *fragments*: frames of one id with [`FLAG_FRAGMENT`], whose body begins
+//! with the total size (u64) and this part's offset (u64). The header block travels in the first.
+
+use crate::limits::{FRAGMENT_PREFIX_SIZE, FRAME_ALIGN, FRAME_HEADER_SIZE};
+use memchr::memchr;
+use std::fmt;
+
+/// The frame is one part of a larger body.
+pub const FLAG_FRAGMENT: u8 = 1;
+/// On a job: the worker is to say when it started and ended. On a result: the body begins with both times.
+pub const FLAG_TIMED: u8 = 2;
+const FLAGS_KNOWN: u8 = FLAG_FRAGMENT | FLAG_TIMED;
+
+/// What a frame is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Kind {
+    /// Work for a worker.
+    Job = 1,
+    /// What became of it.
+    Result = 2,
+    /// A worker is ready; its body is empty.
+    Hello = 3,
+}
+
+/// A result's status, as its frame's code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Status {
+    /// The body is the handler's reply.
+    Done = 0,
+    /// The handler returned an error; the body is its message.
+    Failed = 1,
+    /// The handler panicked; the body is the panic's message.
+    Panicked = 2,
+    /// The worker has no such handler.
+    UnknownHandler = 3,
+    /// The reply was larger than the limit; the body is its size (u64).
+    ReplyTooLarge = 4,
+}
+
+impl Status {
+    /// The status with this code.
+    pub fn from_code(code: u32) -> Option<Self> {
+        Some(match code {
+            0 => Status::Done,
+            1 => Status::Failed,
+            2 => Status::Panicked,
+            3 => Status::UnknownHandler,
+            4 => Status::ReplyTooLarge,
+            _ => return None,
+        })
+    }
+}
+
+/// Why bytes are no frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FrameError {
+    /// Fewer bytes than a header.
+    ShortHeader,
+    /// The payload, padded, goes beyond the packet.
+    PayloadBeyondPacket,
+    /// The header block is larger than the payload, or not made of `key:value\n` lines.
+    BadHeaderBlock,
+    /// No such kind.
+    UnknownKind(u8),
+    /// A flag that is not known.
+    UnknownFlags(u8),
+    /// The padding is not zero.
+    DirtyPadding,
+    /// A fragment without its prefix, or whose part lies outside its total.
+    BadFragment,
+}
+
+impl fmt::Display for FrameError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            FrameError::ShortHeader => f.write_str("fewer bytes than a frame header"),
+            FrameError::PayloadBeyondPacket => f.write_str("payload goes beyond the packet"),
+            FrameError::BadHeaderBlock => f.write_str("malformed header block"),
+            FrameError::UnknownKind(k) => write!(f, "unknown frame kind {k}"),
+            FrameError::UnknownFlags(k) => write!(f, "unknown frame flags {k:#04x}"),
+            FrameError::DirtyPadding => f.write_str("padding is not zero"),
+            FrameError::BadFragment => f.write_str("malformed fragment"),
+        }
+    }
+}
+
+impl std::error::Error for FrameError {}
+
+/// A frame's fixed part.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Header {
+    /// Header block and body. Units: bytes.
+    pub payload_size: u32,
+    /// Header block alone. Units: bytes.
+    pub header_block_size: u16,
+    /// What the frame is.
+    pub kind: Kind,
+    /// [`FLAG_FRAGMENT`], [`FLAG_TIMED`].
+    pub flags: u8,
+    /// Which job.
+    pub id: u64,
+    /// A job's handler, a result's [`Status`].
+    pub code: u32,
+    /// A result's run time in nanoseconds, saturating; else 0.
+    pub extra: u32,
+}
+
+impl Header {
+    /// The header as bytes.
+    #[inline]
+    pub fn encode(&self) -> [u8; FRAME_HEADER_SIZE] {
+        let mut out = [0; FRAME_HEADER_SIZE];
+        out[0..4].copy_from_slice(&self.payload_size.to_le_bytes());
+        out[4..6].copy_from_slice(&self.header_block_size.to_le_bytes());
+        out[6] = self.kind as u8;
+        out[7] = self.flags;
+        out[8..16].copy_from_slice(&self.id.to_le_bytes());
+        out[16..20].copy_from_slice(&self.code.to_le_bytes());
+        out[20..24].copy_from_slice(&self.extra.to_le_bytes());
+        out
+    }
+
+    /// Reads a header; checks all of it that can be checked without the packet around it.
+    ///
+    /// # Errors
+    /// [`FrameError`] says what is wrong.
+    #[inline]
+    pub fn decode(bytes: &[u8; FRAME_HEADER_SIZE]) -> Result<Self, FrameError> {
+        let [p0, p1, p2, p3, h0, h1, kind, flags, i0, i1, i2, i3, i4, i5, i6, i7, c0, c1, c2, c3, e0, e1, e2, e3] =
+            *bytes;
+        let kind = match kind {
+            1 => Kind::Job,
+            2 => Kind::Result,
+            3 => Kind::Hello,
+            other => return Err(FrameError::UnknownKind(other)),
+        };
+        if flags & !FLAGS_KNOWN != 0 {
+            return Err(FrameError::UnknownFlags(flags));
+        }
+        let header = Self {
+            payload_size: u32::from_le_bytes([p0, p1, p2, p3]),
+            header_block_size: u16::from_le_bytes([h0, h1]),
+            kind,
+            flags,
+            id: u64::from_le_bytes([i0, i1, i2, i3, i4, i5, i6, i7]),
+            code: u32::from_le_bytes([c0, c1, c2, c3]),
+            extra: u32::from_le_bytes([e0, e1, e2, e3]),
+        };
+        if u32::from(header.header_block_size) > header.payload_size {
+            return Err(FrameError::BadHeaderBlock);
+        }
+        Ok(header)
+    }
+}
+
+/// Bytes of a frame with this payload, padding included.
+#[inline]
+pub const fn frame_size(payload_size: usize) -> usize {
+    (FRAME_HEADER_SIZE + payload_size).next_multiple_of(FRAME_ALIGN)
+}
+
+/// Writes a frame into `out`, which is exactly [`frame_size`] bytes. Sizes are taken from the parts.
+///
+/// # Panics
+/// When `out` has another size.
+#[inline]
+pub fn encode(out: &mut [u8], mut header: Header, header_block: &[u8], body: &[u8]) {
+    let payload_size = header_block.len() + body.len();
+    assert_eq!(out.len(), frame_size(payload_size), "room for exactly this frame");
+    header.payload_size = payload_size as u32;
+    header.header_block_size = header_block.len() as u16;
+    let (head, rest) = out.split_at_mut(FRAME_HEADER_SIZE);
+    head.copy_from_slice(&header.encode());
+    if !header_block.is_empty() {
+        rest[..header_block.len()].copy_from_slice(header_block);
+    }
+    let (body_room, padding) = rest[header_block.len()..].split_at_mut(body.len());
+    body_room.copy_from_slice(body);
+    padding.fill(0);
+}
+
+/// Writes another id into an encoded frame.
+///
+/// # Panics
+/// When `frame` is shorter than a header.
+#[inline]
+pub fn set_id(frame: &mut [u8], id: u64) {
+    frame[8..16].copy_from_slice(&id.to_le_bytes());
+}
+
+/// One decoded frame; borrows the packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Frame<'a> {
+    /// The fixed part.
+    pub header: Header,
+    payload: &'a [u8],
+}
+
+impl<'a> Frame<'a> {
+    /// The body, after the header block. A fragment's begins with its prefix.
+    #[inline]
+    pub fn body(&self) -> &'a [u8] {
+        &self.payload[usize::from(self.header.header_block_size)..]
+    }
+
+    /// The header block.
+    #[inline]
+    pub fn headers(&self) -> Headers<'a> {
+        Headers { block: &self.payload[..usize::from(self.header.header_block_size)] }
+    }
+
+    /// The fragment's total size, offset and bytes.
+    ///
+    /// # Errors
+    /// [`FrameError::BadFragment`] when the prefix is missing or the part lies outside the total.
+    pub fn fragment(&self) -> Result<Fragment<'a>, FrameError> {
+        let (prefix, part) = self.body().split_first_chunk::<FRAGMENT_PREFIX_SIZE>().ok_or(FrameError::BadFragment)?;
+        let [t0, t1, t2, t3, t4, t5, t6, t7, o0, o1, o2, o3, o4, o5, o6, o7] = *prefix;
+        let total = u64::from_le_bytes([t0, t1, t2, t3, t4, t5, t6, t7]);
+        let offset = u64::from_le_bytes([o0, o1, o2, o3, o4, o5, o6, o7]);
+        match offset.checked_add(part.len() as u64) {
+            Some(end) if end <= total && !part.is_empty() => Ok(Fragment { total, offset, part }),
+            _ => Err(FrameError::BadFragment),
+        }
+    }
+}
+
+/// One part of a large body.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fragment<'a> {
+    /// Size of the whole body.
+    pub total: u64,
+    /// Where this part begins.
+    pub offset: u64,
+    /// The part.
+    pub part: &'a [u8],
+}
+
+/// The prefix of a fragment's body.
+pub fn fragment_prefix(total: u64, offset: u64) -> [u8; FRAGMENT_PREFIX_SIZE] {
+    let mut out = [0; FRAGMENT_PREFIX_SIZE];
+    out[..8].copy_from_slice(&total.to_le_bytes());
+    out[8..].copy_from_slice(&offset.to_le_bytes());
+    out
+}
+
+/// The frames of one packet. After an error it ends.
+#[derive(Clone, Debug)]
+pub struct Frames<'a> {
+    rest: &'a [u8],
+    failed: bool,
+}
+
+impl<'a> Frames<'a> {
+    /// The frames of `packet`.
+    #[inline]
+    pub fn new(packet: &'a [u8]) -> Self {
+        Self { rest: packet, failed: false }
+    }
+
+    /// Bytes not decoded yet.
+    #[inline]
+    pub fn rest(&self) -> &'a [u8] {
+        self.rest
+    }
+
+    #[inline]
+    fn decode_next(&mut self) -> Result<Frame<'a>, FrameError> {
+        let (head, rest) = self.rest.split_first_chunk::<FRAME_HEADER_SIZE>().ok_or(FrameError::ShortHeader)?;
+        let header = Header::decode(head)?;
+        let size = header.payload_size as usize;
+        // In u64, so that no size overflows on any target.
+        let padded = frame_size_u64(header.payload_size) - FRAME_HEADER_SIZE as u64;
+        if padded > rest.len() as u64 {
+            return Err(FrameError::PayloadBeyondPacket);
+        }
+        let (payload, after) = rest.split_at(padded as usize);
+        let (payload, padding) = payload.split_at(size);
+        if padding.iter().any(|&b| b != 0) {
+            return Err(FrameError::DirtyPadding);
+        }
+        self.rest = after;
+        Ok(Frame { header, payload })
+    }
+}
+
+const fn frame_size_u64(payload_size: u32) -> u64 {
+    (FRAME_HEADER_SIZE as u64 + payload_size as u64).next_multiple_of(FRAME_ALIGN as u64)
+}
+
+impl<'a> Iterator for Frames<'a> {
+    type Item = Result<Frame<'a>, FrameError>;
+
+    #[inline]
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.failed || self.rest.is_empty() {
+            return None;
+        }
+        let frame = self.decode_next();
+        self.failed = frame.is_err();
+        Some(frame)
+    }
+}
+
+/// A header block: `key:value\n` lines, scanned only when asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Headers<'a> {
+    block: &'a [u8],
+}
+
+impl<'a> Headers<'a> {
+    /// A block as it stands in a frame.
+    pub fn from_block(block: &'a [u8]) -> Self {
+        Self { block }
+    }
+
+    /// The block as it stands in a frame.
+    pub fn as_block(&self) -> &'a [u8] {
+        self.block
+    }
+
+    /// The first value of `key`.
+    pub fn get(&self, key: &str) -> Option<&'a [u8]> {
+        self.iter().find(|(k, _)| *k == key.as_bytes()).map(|(_, v)| v)
+    }
+
+    /// All lines in order. A line without a colon is a key with an empty value.
+    pub fn iter(&self) -> impl Iterator<Item = (&'a [u8], &'a [u8])> + use<'a> {
+        let mut rest = self.block;
+        std::iter::from_fn(move || {
+            if rest.is_empty() {
+                return None;
+            }
+            let end = memchr(b'\n', rest).unwrap_or(rest.len());
+            let line = &rest[..end];
+            rest = rest.get(end + 1..).unwrap_or_default();
+            Some(match memchr(b':', line) {
+                Some(colon) => (&line[..colon], &line[colon + 1..]),
+                None => (line, &[][..]),
+            })
+        })
+    }
+}
+
+/// Appends one line to a header block under construction.
+///
+/// # Errors
+/// [`FrameError::BadHeaderBlock`] when the key is empty, or the line could not be read back.
+pub fn push_header(block: &mut Vec<u8>, key: &[u8], value: &[u8]) -> Result<(), FrameError> {
+    if key.is_empty() || key.iter().any(|b| matches!(b, b':' | b'\n')) || memchr(b'\n', value).is_some() {
+        return Err(FrameError::BadHeaderBlock);
+    }
+    block.extend_from_slice(key);
+    block.push(b':');
+    block.extend_from_slice(value);
+    block.push(b'\n');
+    Ok(())
+}

@@ -1,0 +1,145 @@
+//! Every bound of the pool, with the assertions that tie them together.
+//!
+//! A queue, ring, retry, wait or restart without a limit here is a bug.
+
+use std::time::Duration;
+
+// ---- frames and packets
+
+/// Bytes of a frame's header.
+pub const FRAME_HEADER_SIZE: usize = 24;
+/// Frames begin at multiples of this many bytes.
+pub const FRAME_ALIGN: usize = 8;
+/// Bytes before a fragment's part of the body: the body's total size and this part's offset.
+pub const FRAGMENT_PREFIX_SIZE: usize = 16;
+/// Largest packet, and so the largest frame that travels whole. Fits the default send buffer of 212,992 bytes.
+pub const PACKET_SIZE_MAX: usize = 192 << 10;
+/// Frames are packed up to this size; four such packets fit a default send buffer.
+pub const PACK_SIZE_MAX: usize = (64 << 10) - 64;
+/// Smallest packet size that a socket must allow.
+pub const PACKET_SIZE_MIN: usize = 4 << 10;
+/// Largest header block of a job.
+pub const HEADER_BLOCK_SIZE_MAX: usize = 16 << 10;
+/// Default bound on a job's body, and on a result's.
+pub const JOB_SIZE_MAX: usize = 64 << 20;
+/// Largest body that a pool may be built for.
+pub const JOB_SIZE_CEILING: usize = 1 << 40;
+/// Bytes of a failure's message that are kept.
+pub const MESSAGE_SIZE_MAX: usize = 2 << 10;
+
+// ---- slots
+
+/// Bytes of a slot's in-ring, and of its out-ring.
+pub const RING_SIZE: usize = 1 << 20;
+/// Bytes of a slot's control page.
+pub const CONTROL_SIZE: usize = 4 << 10;
+/// Jobs that one slot holds at most, sent or waiting to be sent.
+pub const WINDOW_JOBS_MAX: usize = 8 << 10;
+/// Work that one slot is given ahead. Units: nanoseconds.
+pub const WINDOW_NS: u64 = 200_000;
+/// Jobs that one slot is given before anything is known of their service time.
+pub const WINDOW_JOBS_UNKNOWN: usize = 2;
+/// Unstarted work below this is not worth taking back from a slot. Units: nanoseconds.
+pub const STEAL_NS: u64 = 20_000;
+/// Send buffer asked for; the kernel may give less.
+pub const SEND_BUFFER_SIZE: usize = 4 << 20;
+/// Packets that are read from one slot a turn, before the others have theirs.
+pub const PACKETS_PER_TURN: u32 = 16;
+/// Workers of a pool.
+pub const WORKERS_MAX: usize = 4096;
+
+// ---- the pool
+
+/// Default bound on jobs that are submitted and not yet delivered.
+pub const OUTSTANDING_JOBS_MAX: usize = 64 << 10;
+/// Bytes of the pool's queue, behind the slots' own rings.
+pub const QUEUE_SIZE: usize = 2 << 20;
+/// Entries of the pool's queue.
+pub const QUEUE_JOBS_MAX: usize = 16 << 10;
+/// Bytes of jobs too large for a ring that the pool holds at once; one is always admitted.
+pub const LARGE_STORE_SIZE: usize = 256 << 20;
+/// Bytes of results that wait for somebody to take them, beyond which nothing new is admitted.
+pub const UNDELIVERED_SIZE_MAX: usize = 64 << 20;
+/// How far ordered output runs ahead of its oldest undelivered result. Units: jobs.
+pub const ORDER_WINDOW_JOBS: usize = 32 << 10;
+/// Bytes that ordered output holds back.
+pub const ORDER_WINDOW_SIZE: usize = 8 << 20;
+/// Handlers of a pool.
+pub const HANDLERS_MAX: usize = 4096;
+/// Descriptors that workers may be asked to keep.
+pub const KEPT_FDS_MAX: usize = 256;
+/// Times that a job may be next in line when a worker dies with nothing running, until it is called the cause.
+pub const CHARGES_MAX: u8 = 3;
+
+// ---- time
+
+/// Longest sleep while jobs are in flight: what a lost edge costs at most.
+pub const SLEEP_MAX: Duration = Duration::from_millis(100);
+/// Results wait for company at most this long, plus the job in hand. Units: nanoseconds.
+pub const RESULT_DELAY_NS: u64 = 50_000;
+/// Deadlines are sampled at least this far apart.
+pub const SAMPLE_MIN: Duration = Duration::from_micros(2500);
+/// A worker that has unstarted jobs and starts none for this long is killed, unless the pool is told otherwise.
+pub const STALL_TIMEOUT: Duration = Duration::from_secs(10);
+/// A worker that has not said hello for this long is killed.
+pub const SPAWN_TIMEOUT: Duration = Duration::from_secs(60);
+/// A large job that makes no progress on its way for this long costs its worker.
+pub const RECEIVE_TIMEOUT: Duration = Duration::from_secs(10);
+/// After `SIGKILL`, how long until a worker is reported as impossible to kill and its memory given up.
+pub const KILL_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long `Drop` waits for the nursery to end everything; then it kills the nursery.
+pub const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(5);
+/// Delay before a slot whose worker died before its first finished job is filled again; doubles each time.
+pub const RESPAWN_BACKOFF_MIN: Duration = Duration::from_millis(10);
+/// Longest such delay.
+pub const RESPAWN_BACKOFF_MAX: Duration = Duration::from_secs(2);
+/// Deaths in a row during set-up, after which a slot is given up.
+pub const EARLY_DEATHS_MAX: u32 = 8;
+/// Failed forks in a row, after which a slot is given up.
+pub const SPAWN_FAILURES_MAX: u32 = 64;
+/// How long one blocking receive of the `blocking` transport may keep the host from everything else.
+pub const BLOCKING_SLICE: Duration = Duration::from_millis(2);
+
+// ---- waiting
+
+/// Longest spin before a sleep. Units: nanoseconds.
+pub const SPIN_NS_MAX: u64 = 50_000;
+/// Waits that do not spin after a spin that failed; at most.
+pub const SPIN_SKIPS_MAX: u32 = 64;
+/// Receives tried between two looks at the clock while spinning.
+pub const SPIN_ROUND: u32 = 4;
+
+const _: () = {
+    assert!(RING_SIZE.is_power_of_two() && RING_SIZE.is_multiple_of(4096));
+    assert!(QUEUE_SIZE.is_power_of_two() && QUEUE_JOBS_MAX.is_power_of_two());
+    assert!(PACKET_SIZE_MAX <= RING_SIZE / 4, "several of the largest frames fit a ring");
+    assert!(PACKET_SIZE_MAX <= QUEUE_SIZE / 4);
+    assert!(PACK_SIZE_MAX <= PACKET_SIZE_MAX && PACKET_SIZE_MIN <= PACK_SIZE_MAX);
+    assert!(PACKET_SIZE_MAX.is_multiple_of(FRAME_ALIGN) && PACKET_SIZE_MIN.is_multiple_of(FRAME_ALIGN));
+    assert!(
+        WINDOW_JOBS_MAX.is_power_of_two() && WINDOW_JOBS_MAX < 1 << 31,
+        "sequence numbers are compared modulo 2^32"
+    );
+    assert!(HEADER_BLOCK_SIZE_MAX <= u16::MAX as usize);
+    assert!(MESSAGE_SIZE_MAX + FRAME_HEADER_SIZE <= PACKET_SIZE_MIN, "a refusal always fits");
+    assert!(WINDOW_JOBS_UNKNOWN >= 2, "always one more than is running");
+};
+
+// ---- reactor (floor 2) ----------------------------------------------------------------------------------------------
+
+/// Descriptors that one reactor can hold at a time. Units: count.
+pub const REACTOR_TOKENS_MAX: usize = 1 << 20;
+/// Timers that one reactor can hold at a time. Units: count.
+pub const REACTOR_TIMERS_MAX: usize = 1 << 26;
+/// Events that one wait takes from the kernel; what is left over comes with the next. Units: count.
+pub const REACTOR_EVENTS_PER_WAIT: usize = 256;
+/// How many parts (packets, reads, accepts) one token may handle a turn before the next token has its turn, unless the
+/// owner sets another. Units: count.
+pub const REACTOR_BUDGET: u32 = 64;
+
+// The highest index is the mark of the reactor's own descriptors.
+const _: () = assert!(REACTOR_TOKENS_MAX < u32::MAX as usize);
+const _: () = assert!(REACTOR_TIMERS_MAX < u32::MAX as usize);
+// The reactor's own two descriptors must leave room for others in every batch.
+const _: () = assert!(REACTOR_EVENTS_PER_WAIT > 2);
+const _: () = assert!(REACTOR_BUDGET > 0);

@@ -1,0 +1,505 @@
+//! Floor 3: the nursery, the one process that forks.
+//!
+//! It is forked first, while the host is small and has a single thread, and stays so itself. It owns every worker as
+//! its child: forks it, kills its group, reaps it, reports how it ended. As a subreaper it also adopts what workers
+//! leave behind, and kills it when a worker has ended. It reads nothing but fixed-size commands from its host, and
+//! never touches a slot. When the host is gone it ends everything that it has, then itself.
+//!
+//! Host side: [`Nursery`]. Commands and reports are plain records over an inherited socket pair; the descriptors that
+//! a worker needs come with the command that asks for it, so that the host's shortage is the host's error.
+
+use crate::limits::SHUTDOWN_TIMEOUT;
+use crate::slot::SlotFile;
+use crate::sys::{
+    self, Exit, ExitReport, Forked, Interest, OsError, OsResult, Passed, Pid, PollFd, Received, Sent, SignalFd,
+    SignalSet, Sys, Usage, Wait,
+};
+use crate::worker::{self, EXIT_ORPHAN, EXIT_OS, Handlers};
+use std::collections::VecDeque;
+use std::io::{IoSlice, IoSliceMut};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+
+/// Bytes of a command and of a report.
+const RECORD_SIZE: usize = 64;
+const SIGKILL: i32 = 9;
+const SIGCHLD: i32 = 17;
+
+/// What the host asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Command {
+    /// Fork a worker; its socket, slot file and lifeline come along.
+    Spawn { slot: u32, generation: u32 },
+    /// Kill this worker and its group, if it is still the one in its slot.
+    Kill { slot: u32, generation: u32 },
+}
+
+/// What the nursery reports.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Report {
+    /// The worker runs.
+    Spawned { slot: u32, generation: u32, pid: Pid },
+    /// It could not be forked.
+    SpawnFailed { slot: u32, generation: u32, errno: i32 },
+    /// It has ended, its group is killed, and it is reaped.
+    Exited { slot: u32, generation: u32, report: ExitReport },
+}
+
+/// A record is eight little-endian u64 words: kind, slot, generation, then what the kind needs; the rest is zero.
+type Words = [u64; RECORD_SIZE / 8];
+
+fn to_bytes(words: Words) -> [u8; RECORD_SIZE] {
+    let mut out = [0; RECORD_SIZE];
+    for (room, word) in out.chunks_exact_mut(8).zip(words) {
+        room.copy_from_slice(&word.to_le_bytes());
+    }
+    out
+}
+
+fn to_words(bytes: &[u8]) -> Option<Words> {
+    let bytes: &[u8; RECORD_SIZE] = bytes.try_into().ok()?;
+    let mut words = [0; RECORD_SIZE / 8];
+    for (word, bytes) in words.iter_mut().zip(bytes.chunks_exact(8)) {
+        *word = bytes.iter().rev().fold(0, |n, &b| n << 8 | u64::from(b));
+    }
+    Some(words)
+}
+
+impl Command {
+    pub(crate) fn encode(self) -> [u8; RECORD_SIZE] {
+        to_bytes(match self {
+            Command::Spawn { slot, generation } => [1, slot.into(), generation.into(), 0, 0, 0, 0, 0],
+            Command::Kill { slot, generation } => [2, slot.into(), generation.into(), 0, 0, 0, 0, 0],
+        })
+    }
+
+    pub(crate) fn decode(bytes: &[u8]) -> Option<Self> {
+        let [kind, slot, generation, 0, 0, 0, 0, 0] = to_words(bytes)? else { return None };
+        let slot = u32::try_from(slot).ok()?;
+        let generation = u32::try_from(generation).ok()?;
+        match kind {
+            1 => Some(Command::Spawn { slot, generation }),
+            2 => Some(Command::Kill { slot, generation }),
+            _ => None,
+        }
+    }
+}
+
+impl Report {
+    pub(crate) fn encode(self) -> [u8; RECORD_SIZE] {
+        to_bytes(match self {
+            Report::Spawned { slot, generation, pid } => [1, slot.into(), generation.into(), pid as u64, 0, 0, 0, 0],
+            Report::SpawnFailed { slot, generation, errno } => {
+                [2, slot.into(), generation.into(), errno as u64, 0, 0, 0, 0]
+            }
+            Report::Exited { slot, generation, report } => {
+                let (kind, value) = match report.exit {
+                    Exit::Code(n) => (3, n),
+                    Exit::Signal(n) => (4, n),
+                };
+                let Usage { user_us, system_us, resident_max_kib } = report.usage;
+                [kind, slot.into(), generation.into(), value as u64, user_us, system_us, resident_max_kib, 0]
+            }
+        })
+    }
+
+    pub(crate) fn decode(bytes: &[u8]) -> Option<Self> {
+        let [kind, slot, generation, value, user_us, system_us, resident_max_kib, 0] = to_words(bytes)? else {
+            return None;
+        };
+        let slot = u32::try_from(slot).ok()?;
+        let generation = u32::try_from(generation).ok()?;
+        let value = i32::try_from(value).ok()?;
+        let usage = Usage { user_us, system_us, resident_max_kib };
+        let exited = |exit| Report::Exited { slot, generation, report: ExitReport { exit, usage } };
+        Some(match kind {
+            1 => Report::Spawned { slot, generation, pid: value },
+            2 => Report::SpawnFailed { slot, generation, errno: value },
+            3 => exited(Exit::Code(value)),
+            4 => exited(Exit::Signal(value)),
+            _ => return None,
+        })
+    }
+}
+
+/// What the nursery and its workers need to know; inherited by the fork.
+pub(crate) struct Setup {
+    pub(crate) handlers: Handlers,
+    pub(crate) nice: i32,
+    /// Descriptors that workers keep besides their own.
+    pub(crate) keep_fds: Vec<RawFd>,
+}
+
+/// The host's handle.
+pub(crate) struct Nursery<S: Sys> {
+    sys: S,
+    socket: OwnedFd,
+    pid: Pid,
+    pidfd: OwnedFd,
+    /// Commands that the socket had no room for, oldest first; at most two a slot.
+    waiting: VecDeque<(Command, Option<Parcel>)>,
+}
+
+/// What travels with a spawn command.
+pub(crate) struct Parcel {
+    pub(crate) socket: OwnedFd,
+    pub(crate) file: OwnedFd,
+    pub(crate) lifeline: OwnedFd,
+}
+
+impl<S: Sys> Nursery<S> {
+    /// Forks the nursery. The caller has made sure that this process has one thread.
+    pub(crate) fn start(sys: &S, setup: Setup) -> OsResult<Self> {
+        let (socket, theirs) = sys.socketpair()?;
+        let host = sys.pidfd_open(sys::own_pid())?;
+        sys::flush_stdio();
+        match sys.fork()? {
+            Forked::Child => {
+                let n = Process::run(sys.clone(), theirs, host, setup);
+                sys::exit_now(if n.is_ok() { 0 } else { EXIT_OS })
+            }
+            Forked::Parent(pid) => {
+                // Also done by the nursery itself; whoever is first, a Ctrl-C right now must not reach it.
+                sys::set_group(pid)?;
+                let pidfd = sys.pidfd_open(pid)?;
+                Ok(Self { sys: sys.clone(), socket, pid, pidfd, waiting: VecDeque::new() })
+            }
+        }
+    }
+
+    pub(crate) fn socket(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+
+    pub(crate) fn pid(&self) -> Pid {
+        self.pid
+    }
+
+    /// Sends a command, or keeps it until there is room. `false`: the nursery is gone.
+    pub(crate) fn command(&mut self, command: Command, parcel: Option<Parcel>) -> OsResult<bool> {
+        self.waiting.push_back((command, parcel));
+        self.flush()
+    }
+
+    /// Sends what is kept. `false`: the nursery is gone.
+    pub(crate) fn flush(&mut self) -> OsResult<bool> {
+        while let Some((command, parcel)) = self.waiting.front() {
+            let bytes = command.encode();
+            let sent = match parcel {
+                Some(p) => {
+                    let fds = [p.socket.as_fd(), p.file.as_fd(), p.lifeline.as_fd()];
+                    self.sys.send_fds(self.socket.as_fd(), &bytes, &fds, Wait::Never)?
+                }
+                None => self.sys.send(self.socket.as_fd(), &[IoSlice::new(&bytes)], Wait::Never)?,
+            };
+            match sent {
+                Sent::All => drop(self.waiting.pop_front()),
+                Sent::WouldBlock | Sent::NoMemory => return Ok(true),
+                Sent::Closed => return Ok(false),
+            }
+        }
+        Ok(true)
+    }
+
+    /// Whether commands wait for room.
+    pub(crate) fn has_waiting(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+
+    /// The next report. `Err` holds what ended the conversation.
+    pub(crate) fn next_report(&mut self) -> OsResult<Heard> {
+        let mut bytes = [0; RECORD_SIZE];
+        let received = self.sys.recv(self.socket.as_fd(), &mut [IoSliceMut::new(&mut bytes)], Wait::Never)?;
+        Ok(match received {
+            Received::Packet(n) => Report::decode(&bytes[..n]).map_or(Heard::Gone, Heard::Report),
+            Received::WouldBlock => Heard::Nothing,
+            Received::Reset => Heard::Again,
+            Received::Closed | Received::Truncated => Heard::Gone,
+        })
+    }
+
+    /// Ends the nursery and with it everything that it has; kills it if it does not answer in time.
+    pub(crate) fn shut_down(self) {
+        let Self { sys, socket, pid, pidfd, waiting } = self;
+        drop(waiting);
+        // End of file is the order to end.
+        drop(socket);
+        let deadline = sys.now_ns() + SHUTDOWN_TIMEOUT.as_nanos() as u64;
+        loop {
+            let left = deadline.saturating_sub(sys.now_ns());
+            let mut poll = [PollFd::new(pidfd.as_fd(), Interest::READ)];
+            let ended = sys.poll(&mut poll, Some(left)).is_err() || poll[0].readiness().is_readable();
+            if ended || left == 0 {
+                break;
+            }
+        }
+        match sys.reap(pid) {
+            Ok(None) => {}
+            // Reaped, or by a host that ignores SIGCHLD.
+            _ => return,
+        }
+        let _ = sys.kill(pid, SIGKILL);
+        let mut poll = [PollFd::new(pidfd.as_fd(), Interest::READ)];
+        let _ = sys.poll(&mut poll, Some(SHUTDOWN_TIMEOUT.as_nanos() as u64));
+        let _ = sys.reap(pid);
+    }
+}
+
+/// What a look at the nursery's socket brought.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Heard {
+    /// A report.
+    Report(Report),
+    /// Nothing now.
+    Nothing,
+    /// Look again.
+    Again,
+    /// The nursery is gone, or speaks nonsense.
+    Gone,
+}
+
+/// One worker, as its parent knows it.
+struct Child {
+    pid: Pid,
+    slot: u32,
+    generation: u32,
+}
+
+/// The nursery itself.
+struct Process<S: Sys> {
+    sys: S,
+    socket: OwnedFd,
+    host: OwnedFd,
+    signals: SignalFd,
+    setup: Setup,
+    children: Vec<Child>,
+    /// Reports that the host has not taken yet; at most two a slot.
+    reports: VecDeque<Report>,
+    /// Scratch for the list of children.
+    pids: Vec<Pid>,
+}
+
+impl<S: Sys> Process<S> {
+    /// The nursery's whole life.
+    fn run(sys: S, socket: OwnedFd, host: OwnedFd, setup: Setup) -> OsResult<()> {
+        sys::become_group_leader()?;
+        sys::reset_signals();
+        sys::set_name(c"seqpool-nursery");
+        sys::become_subreaper()?;
+        let signals = SignalFd::block_and_open(&SignalSet::of(&[SIGCHLD]))?;
+        let mut keep = vec![socket.as_raw_fd(), host.as_raw_fd(), signals.as_fd().as_raw_fd()];
+        keep.extend_from_slice(&setup.keep_fds);
+        sys::close_all_except(&keep)?;
+        sys::detach_stdio()?;
+        let (children, reports, pids) = (Vec::new(), VecDeque::new(), Vec::new());
+        let mut process = Self { sys, socket, host, signals, setup, children, reports, pids };
+        let result = process.serve();
+        process.end_everything();
+        result
+    }
+
+    fn serve(&mut self) -> OsResult<()> {
+        loop {
+            let mut interest = Interest::READ;
+            if !self.reports.is_empty() {
+                interest = interest.and(Interest::WRITE);
+            }
+            let mut poll = [
+                PollFd::new(self.socket.as_fd(), interest),
+                PollFd::new(self.host.as_fd(), Interest::READ),
+                PollFd::new(self.signals.as_fd(), Interest::READ),
+            ];
+            self.sys.poll(&mut poll, None)?;
+            let [socket, host, signals] = poll.map(|p| p.readiness());
+            if host.is_readable() {
+                return Ok(());
+            }
+            if signals.is_readable() {
+                while self.signals.next_signal()?.is_some() {}
+                self.reap_all()?;
+            }
+            if !self.send_reports()? || (socket.is_readable() && !self.obey()?) {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Takes all commands that are there. `false`: the host is gone.
+    fn obey(&mut self) -> OsResult<bool> {
+        loop {
+            let mut bytes = [0; RECORD_SIZE];
+            let mut passed = Passed::default();
+            match self.sys.recv_fds(self.socket.as_fd(), &mut bytes, &mut passed, Wait::Never)? {
+                Received::Packet(n) => match Command::decode(&bytes[..n]) {
+                    Some(Command::Spawn { slot, generation }) => self.spawn(slot, generation, passed)?,
+                    Some(Command::Kill { slot, generation }) => {
+                        if let Some(c) = self.children.iter().find(|c| c.slot == slot && c.generation == generation) {
+                            self.sys.kill(-c.pid, SIGKILL)?;
+                        }
+                    }
+                    // Nobody but the host has the other end: nonsense means that it is broken.
+                    None => return Ok(false),
+                },
+                Received::WouldBlock => return Ok(true),
+                Received::Reset => {}
+                Received::Closed | Received::Truncated => return Ok(false),
+            }
+        }
+    }
+
+    fn spawn(&mut self, slot: u32, generation: u32, mut passed: Passed) -> OsResult<()> {
+        let (Some(socket), Some(file), Some(lifeline)) = (passed.take(0), passed.take(1), passed.take(2)) else {
+            return self.report(Report::SpawnFailed { slot, generation, errno: EBADF });
+        };
+        match self.sys.fork() {
+            Ok(Forked::Child) => self.become_worker(slot, socket, file, lifeline),
+            Ok(Forked::Parent(pid)) => {
+                // Also done by the worker itself: a kill of its group must find the group.
+                sys::set_group(pid)?;
+                self.children.push(Child { pid, slot, generation });
+                self.report(Report::Spawned { slot, generation, pid })
+            }
+            Err(OsError { errno, .. }) => self.report(Report::SpawnFailed { slot, generation, errno }),
+        }
+    }
+
+    fn become_worker(&mut self, slot: u32, socket: OwnedFd, file: OwnedFd, lifeline: OwnedFd) -> ! {
+        let ready = self.prepare_worker(slot, &socket, &file, &lifeline);
+        match ready {
+            Ok(true) => {}
+            Ok(false) => sys::exit_now(EXIT_ORPHAN),
+            Err(_) => sys::exit_now(EXIT_OS),
+        }
+        let file = SlotFile::from_fd(file);
+        let Ok(memory) = file.map(&self.sys) else { sys::exit_now(EXIT_OS) };
+        drop(file);
+        worker::run(self.sys.clone(), socket, lifeline, memory, &mut self.setup.handlers)
+    }
+
+    /// Makes a fresh fork a worker. `false`: the host died meanwhile.
+    fn prepare_worker(&self, slot: u32, socket: &OwnedFd, file: &OwnedFd, lifeline: &OwnedFd) -> OsResult<bool> {
+        sys::become_group_leader()?;
+        sys::reset_signals();
+        if !sys::arm_lifeline(lifeline.as_fd())? {
+            return Ok(false);
+        }
+        let mut keep = vec![socket.as_raw_fd(), file.as_raw_fd(), lifeline.as_raw_fd()];
+        keep.extend_from_slice(&self.setup.keep_fds);
+        sys::close_all_except(&keep)?;
+        sys::forbid_core_files()?;
+        if let Ok(name) = std::ffi::CString::new(format!("seqpool-w{slot}")) {
+            sys::set_name(&name);
+        }
+        if self.setup.nice != 0 {
+            sys::set_nice(self.setup.nice)?;
+        }
+        Ok(true)
+    }
+
+    fn report(&mut self, report: Report) -> OsResult<()> {
+        self.reports.push_back(report);
+        self.send_reports().map(drop)
+    }
+
+    /// Sends what the host has room for. `false`: the host is gone.
+    fn send_reports(&mut self) -> OsResult<bool> {
+        while let Some(report) = self.reports.front() {
+            let bytes = report.encode();
+            match self.sys.send(self.socket.as_fd(), &[IoSlice::new(&bytes)], Wait::Never)? {
+                Sent::All => drop(self.reports.pop_front()),
+                Sent::WouldBlock | Sent::NoMemory => return Ok(true),
+                Sent::Closed => return Ok(false),
+            }
+        }
+        Ok(true)
+    }
+
+    /// Reaps everybody who has ended: many deaths may have come as one signal.
+    fn reap_all(&mut self) -> OsResult<()> {
+        let mut leftovers = false;
+        while let Some(pid) = self.sys.peek_exited_child()? {
+            leftovers = true;
+            let child = self.children.iter().position(|c| c.pid == pid).map(|i| self.children.swap_remove(i));
+            if child.is_some() {
+                // Before it is reaped, so that its id still names its group and nobody else's.
+                self.sys.kill(-pid, SIGKILL)?;
+            }
+            if let (Some(report), Some(c)) = (self.sys.reap(pid)?, child) {
+                self.report(Report::Exited { slot: c.slot, generation: c.generation, report })?;
+            }
+        }
+        if leftovers {
+            self.kill_adopted()?;
+        }
+        Ok(())
+    }
+
+    /// Kills every child that is not a worker: what dead workers left behind, in whatever group or session.
+    /// Their own children arrive here when they have died, and then it is their turn.
+    fn kill_adopted(&mut self) -> OsResult<()> {
+        sys::children(&mut self.pids);
+        for &pid in &self.pids {
+            if !self.children.iter().any(|c| c.pid == pid) {
+                self.sys.kill(pid, SIGKILL)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Kills workers and all that is left of others, until nobody remains.
+    fn end_everything(&mut self) {
+        let deadline = self.sys.now_ns() + SHUTDOWN_TIMEOUT.as_nanos() as u64;
+        for c in &self.children {
+            let _ = self.sys.kill(-c.pid, SIGKILL);
+        }
+        loop {
+            while let Ok(Some(pid)) = self.sys.peek_exited_child() {
+                if let Some(i) = self.children.iter().position(|c| c.pid == pid) {
+                    self.children.swap_remove(i);
+                    let _ = self.sys.kill(-pid, SIGKILL);
+                }
+                let _ = self.sys.reap(pid);
+            }
+            sys::children(&mut self.pids);
+            if self.pids.is_empty() || self.sys.now_ns() >= deadline {
+                return;
+            }
+            for &pid in &self.pids {
+                let _ = self.sys.kill(pid, SIGKILL);
+            }
+            let mut poll = [PollFd::new(self.signals.as_fd(), Interest::READ)];
+            // A signal may have been read already: look again soon in any case.
+            let _ = self.sys.poll(&mut poll, Some(2_000_000));
+            while let Ok(Some(_)) = self.signals.next_signal() {}
+        }
+    }
+}
+
+const EBADF: i32 = 9;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn records_survive_the_trip_and_nonsense_is_refused() {
+        let usage = Usage { user_us: 1, system_us: u64::MAX, resident_max_kib: 3 };
+        for report in [
+            Report::Spawned { slot: 0, generation: u32::MAX, pid: i32::MAX },
+            Report::SpawnFailed { slot: 7, generation: 1, errno: 11 },
+            Report::Exited { slot: 1, generation: 2, report: ExitReport { exit: Exit::Code(255), usage } },
+            Report::Exited { slot: 1, generation: 2, report: ExitReport { exit: Exit::Signal(9), usage } },
+        ] {
+            assert_eq!(Report::decode(&report.encode()), Some(report));
+        }
+        for command in [Command::Spawn { slot: 3, generation: 4 }, Command::Kill { slot: u32::MAX, generation: 0 }] {
+            assert_eq!(Command::decode(&command.encode()), Some(command));
+        }
+        let good = Command::Kill { slot: 1, generation: 1 }.encode();
+        assert_eq!(Command::decode(&good[..63]), None);
+        for byte in [0, 12, 20, 63] {
+            let mut bad = good;
+            bad[byte] ^= 0x80;
+            assert_eq!(Command::decode(&bad), None, "byte {byte}");
+        }
+    }
+}

@@ -1,0 +1,270 @@
+//! From settings to a running pool.
+
+use super::Pool;
+use super::engine::{Config, Engine, Parts};
+use super::hook::{Event, Hook};
+use super::journal::Journal;
+use super::slot::Slot;
+use crate::error::{Error, ErrorKind};
+use crate::limits::{
+    HANDLERS_MAX, JOB_SIZE_CEILING, JOB_SIZE_MAX, KEPT_FDS_MAX, OUTSTANDING_JOBS_MAX, QUEUE_JOBS_MAX, QUEUE_SIZE,
+    SPAWN_TIMEOUT, STALL_TIMEOUT, WORKERS_MAX,
+};
+use crate::nursery::{Nursery, Setup};
+use crate::reactor::Reactor;
+use crate::sys::{self, Interest, Linux, Sys};
+use crate::transport::TransportKind;
+use crate::worker::{Handler, HandlerError, Handlers, Reply, Request, StartHook};
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+use std::time::Duration;
+
+/// Settings of a pool; [`Builder::spawn`] starts it.
+pub struct Builder {
+    workers: Option<usize>,
+    handlers: Vec<(String, Handler)>,
+    on_start: Vec<StartHook>,
+    timeout: Option<Duration>,
+    stall_timeout: Duration,
+    spawn_timeout: Duration,
+    nice: i32,
+    transport: TransportKind,
+    job_size_max: usize,
+    outstanding_max: usize,
+    keep_fds: Vec<RawFd>,
+    hook: Option<Hook>,
+    first_seq: u32,
+}
+
+impl Default for Builder {
+    fn default() -> Self {
+        Self {
+            workers: None,
+            handlers: Vec::new(),
+            on_start: Vec::new(),
+            timeout: None,
+            stall_timeout: STALL_TIMEOUT,
+            spawn_timeout: SPAWN_TIMEOUT,
+            nice: 0,
+            transport: TransportKind::default(),
+            job_size_max: JOB_SIZE_MAX,
+            outstanding_max: OUTSTANDING_JOBS_MAX,
+            keep_fds: Vec::new(),
+            hook: None,
+            first_seq: 0,
+        }
+    }
+}
+
+/// How many workers a pool has when nobody says: the CPUs that this process may use, by affinity and cgroup quota.
+pub fn default_workers() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from).min(WORKERS_MAX)
+}
+
+impl Builder {
+    /// How many workers. Default: [`default_workers`].
+    pub fn workers(mut self, count: usize) -> Self {
+        self.workers = Some(count);
+        self
+    }
+
+    /// Adds a handler under a name. It runs in the workers, which are forked from this process as it is at
+    /// [`Builder::spawn`]: whatever it captures, each worker has a copy of. It must not rely on a lock that may be held
+    /// across `spawn`.
+    pub fn handler<F>(mut self, name: &str, handler: F) -> Self
+    where
+        F: FnMut(&Request<'_>, &mut Reply<'_>) -> Result<(), HandlerError> + 'static,
+    {
+        self.handlers.push((name.to_owned(), Box::new(handler)));
+        self
+    }
+
+    /// Adds set-up that runs in each worker before its first job, in the order of the calls.
+    pub fn on_start<F>(mut self, hook: F) -> Self
+    where
+        F: FnMut() -> Result<(), HandlerError> + 'static,
+    {
+        self.on_start.push(Box::new(hook));
+        self
+    }
+
+    /// How long a job may run before its worker is killed. Default: for ever.
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = Some(timeout);
+        self
+    }
+
+    /// How long a worker may sit on unstarted jobs before it is killed and they run elsewhere. Default: 10 s.
+    pub fn stall_timeout(mut self, timeout: Duration) -> Self {
+        self.stall_timeout = timeout;
+        self
+    }
+
+    /// How long a worker's set-up may take. Default: 60 s.
+    pub fn spawn_timeout(mut self, timeout: Duration) -> Self {
+        self.spawn_timeout = timeout;
+        self
+    }
+
+    /// The workers' nice value, from -20 to 19. Default: the host's.
+    pub fn nice(mut self, nice: i32) -> Self {
+        self.nice = nice;
+        self
+    }
+
+    /// The way that jobs and results travel. Default: [`TransportKind::Seqpacket`].
+    pub fn transport(mut self, transport: TransportKind) -> Self {
+        self.transport = transport;
+        self
+    }
+
+    /// Largest body of a job, and of a reply. Units: bytes. Default: 64 MiB.
+    pub fn job_size_max(mut self, bytes: usize) -> Self {
+        self.job_size_max = bytes;
+        self
+    }
+
+    /// Most jobs that may be submitted and not yet delivered. Default: 65,536.
+    pub fn queue_jobs_max(mut self, jobs: usize) -> Self {
+        self.outstanding_max = jobs;
+        self
+    }
+
+    /// Keeps a descriptor open in the workers, under the same number. All others are closed there. It must still be
+    /// open at [`Builder::spawn`].
+    pub fn keep_fd(mut self, fd: BorrowedFd<'_>) -> Self {
+        self.keep_fds.push(fd.as_raw_fd());
+        self
+    }
+
+    /// Is told of every step of every job's life, with the time. Costs nothing when it is not set.
+    pub fn on_event(mut self, mut hook: impl FnMut(&Event) + Send + 'static) -> Self {
+        self.hook = Some(Box::new(move |event: &Event| hook(event)));
+        self
+    }
+
+    /// Number of the first frame of each slot, so that a test can cross the counters' wrap.
+    #[doc(hidden)]
+    pub fn first_seq(mut self, seq: u32) -> Self {
+        self.first_seq = seq;
+        self
+    }
+
+    /// Forks the nursery and the workers.
+    ///
+    /// Call it while the process is small and before any other thread starts; threads may be started afterwards.
+    ///
+    /// # Errors
+    /// [`ErrorKind::OtherThreads`], [`ErrorKind::Config`] naming the setting, or the kernel's, such as `EMFILE`.
+    pub fn spawn(self) -> Result<Pool, Error> {
+        self.spawn_with(Linux)
+    }
+
+    /// As [`Builder::spawn`], over another [`Sys`]: to see a program under a failing kernel.
+    ///
+    /// # Errors
+    /// As [`Builder::spawn`].
+    pub fn spawn_with<S: Sys>(self, sys: S) -> Result<Pool<S>, Error> {
+        let workers = self.workers.unwrap_or_else(default_workers);
+        self.check(workers)?;
+        let count = sys::thread_count().map_err(Error::os("counting threads"))?;
+        if count != 1 {
+            return Err(Error::new(ErrorKind::OtherThreads { count }));
+        }
+        let handler_names: Box<[String]> = self.handlers.iter().map(|(name, _)| name.clone()).collect();
+        let handlers = Handlers { by_id: self.handlers, on_start: self.on_start, job_size_max: self.job_size_max };
+        let setup = Setup { handlers, nice: self.nice, keep_fds: self.keep_fds };
+        // First of all: the smaller this process is, the cheaper each worker.
+        let nursery = Nursery::start(&sys, setup).map_err(Error::os("starting the nursery"))?;
+        let nanos = |d: Duration| u64::try_from(d.as_nanos()).unwrap_or(u64::MAX);
+        let config = Config {
+            job_size_max: self.job_size_max,
+            outstanding_max: self.outstanding_max,
+            timeout_ns: self.timeout.map_or(0, nanos),
+            stall_ns: nanos(self.stall_timeout),
+            spawn_ns: nanos(self.spawn_timeout),
+        };
+        // From here on the nursery must be shut down when something fails.
+        let assemble = |nursery: Nursery<S>| -> Result<Engine<S>, (Error, Nursery<S>)> {
+            let parts = (|| {
+                let mut reactor = Reactor::with_sys(sys.clone(), workers + 1)?;
+                reactor.make_exposable()?;
+                let token = reactor.register(nursery.socket(), Interest::READ.and(Interest::WRITE))?;
+                let queue = Journal::create(&sys, QUEUE_SIZE, QUEUE_JOBS_MAX)?;
+                let slots =
+                    (0..workers).map(|_| Slot::create(&sys, self.first_seq)).collect::<Result<Box<[Slot]>, _>>()?;
+                Ok((reactor, token, queue, slots))
+            })();
+            match parts {
+                Ok((reactor, nursery_token, queue, slots)) => {
+                    let transport = self.transport.build(sys.clone(), workers);
+                    let (sys, hook) = (sys.clone(), self.hook);
+                    Ok(Engine::new(Parts {
+                        sys,
+                        config,
+                        reactor,
+                        transport,
+                        nursery,
+                        nursery_token,
+                        handler_names,
+                        slots,
+                        queue,
+                        hook,
+                    }))
+                }
+                Err(error) => Err((Error::os("making the slots")(error), nursery)),
+            }
+        };
+        let engine = match assemble(nursery) {
+            Ok(engine) => engine,
+            Err((error, nursery)) => {
+                nursery.shut_down();
+                return Err(error);
+            }
+        };
+        let mut pool = Pool::from_engine(engine);
+        for slot in 0..workers {
+            pool.engine_mut().start_worker(slot).map_err(Error::os("starting a worker"))?;
+        }
+        Ok(pool)
+    }
+
+    fn check(&self, workers: usize) -> Result<(), Error> {
+        let config = |what: String| Err(Error::new(ErrorKind::Config(what)));
+        if workers == 0 || workers > WORKERS_MAX {
+            return config(format!("{workers} workers: a pool has from 1 to {WORKERS_MAX}"));
+        }
+        if self.handlers.is_empty() {
+            return config("no handler: add one with Builder::handler".to_owned());
+        }
+        if self.handlers.len() > HANDLERS_MAX {
+            return config(format!("{} handlers: a pool has at most {HANDLERS_MAX}", self.handlers.len()));
+        }
+        let mut names: Vec<_> = self.handlers.iter().map(|(name, _)| name).collect();
+        names.sort_unstable();
+        if let Some(pair) = names.windows(2).find(|pair| pair[0] == pair[1]) {
+            return config(format!("two handlers have the name '{}'", pair[0]));
+        }
+        if self.job_size_max > JOB_SIZE_CEILING {
+            return config(format!("job_size_max of {} bytes: the most is {JOB_SIZE_CEILING}", self.job_size_max));
+        }
+        if self.outstanding_max == 0 || self.outstanding_max > u32::MAX as usize {
+            return config(format!("queue_jobs_max of {}: it must be from 1 to {}", self.outstanding_max, u32::MAX));
+        }
+        if self.keep_fds.len() > KEPT_FDS_MAX {
+            return config(format!("{} kept descriptors: the most is {KEPT_FDS_MAX}", self.keep_fds.len()));
+        }
+        if !(-20..=19).contains(&self.nice) {
+            return config(format!("nice of {}: it must be from -20 to 19", self.nice));
+        }
+        for (name, timeout) in [
+            ("timeout", self.timeout.unwrap_or(Duration::MAX)),
+            ("stall_timeout", self.stall_timeout),
+            ("spawn_timeout", self.spawn_timeout),
+        ] {
+            if timeout.is_zero() {
+                return config(format!("a {name} of zero: nothing could ever finish"));
+            }
+        }
+        Ok(())
+    }
+}

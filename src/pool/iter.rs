@@ -1,0 +1,308 @@
+//! Whole runs: many inputs through one handler, in order, as completed, or borrowed.
+
+use super::engine::{BATCH_SINGLE, Engine};
+use super::job::{Completion, HandlerId, HandlerRef, Job};
+use super::{Pool, Submitter};
+use crate::error::{Error, ErrorKind, TrySubmitError};
+use crate::limits::{ORDER_WINDOW_JOBS, ORDER_WINDOW_SIZE};
+use crate::outcome::{Outcome, Reason};
+use crate::sys::{Linux, Sys};
+use std::collections::VecDeque;
+
+/// Inputs that come slower than this one by one leave one by one. Units: nanoseconds.
+const SLOW_INPUT_NS: u64 = 20_000;
+/// Most inputs that are taken between two looks at the workers.
+const CHUNK_MAX: u32 = 4096;
+
+/// The inputs of one run, on their way into the pool.
+struct Feed<I: Iterator> {
+    inputs: I,
+    /// Taken from the inputs, and found no room.
+    held: Option<I::Item>,
+    handler: Target,
+    batch: u32,
+    /// Number of the next input to be submitted.
+    next: u64,
+    exhausted: bool,
+    /// Inputs to take before what is packed is sent. Starts at one and doubles while inputs come quickly, so that a slow
+    /// source does not hold back what it has brought.
+    chunk: u32,
+}
+
+enum Target {
+    Known(HandlerId),
+    Unknown(String),
+}
+
+impl<I: Iterator<Item: AsRef<[u8]>>> Feed<I> {
+    fn new<S: Sys>(engine: &mut Engine<S>, handler: HandlerRef<'_>, inputs: I) -> Self {
+        let handler = match handler {
+            HandlerRef::Id(id) => Target::Known(id),
+            HandlerRef::Name(name) => match engine.handler_id(name) {
+                Some(id) => Target::Known(id),
+                None => Target::Unknown(name.to_owned()),
+            },
+        };
+        Self { inputs, held: None, handler, batch: engine.begin_batch(), next: 0, exhausted: false, chunk: 1 }
+    }
+
+    /// Submits inputs while there is room and `admits` their numbers, and sends them.
+    fn pump<S: Sys>(&mut self, engine: &mut Engine<S>, admits: impl Fn(u64) -> bool) -> Result<(), Error> {
+        let mut start_ns = engine.sys.now_ns();
+        let mut taken = 0;
+        while !self.exhausted && admits(self.next) {
+            let Some(input) = self.held.take().or_else(|| self.inputs.next()) else {
+                self.exhausted = true;
+                break;
+            };
+            let handler = match &self.handler {
+                Target::Known(id) => HandlerRef::Id(*id),
+                Target::Unknown(name) => HandlerRef::Name(name),
+            };
+            let submitted = engine.try_submit(Job::new(handler, input.as_ref()).tag(self.next), self.batch).map(drop);
+            match submitted.map_err(|e| matches!(e, TrySubmitError::Full(_))) {
+                Ok(()) => self.next += 1,
+                Err(true) => {
+                    self.held = Some(input);
+                    break;
+                }
+                Err(false) => return Err(Error::new(ErrorKind::Draining)),
+            }
+            taken += 1;
+            if taken >= self.chunk {
+                let now_ns = engine.sys.now_ns();
+                let quick = now_ns.saturating_sub(start_ns) < SLOW_INPUT_NS;
+                self.chunk = if quick { (self.chunk * 2).min(CHUNK_MAX) } else { 1 };
+                engine.flush().map_err(Error::os("sending jobs"))?;
+                (start_ns, taken) = (now_ns, 0);
+            }
+        }
+        Ok(())
+    }
+}
+
+impl<S: Sys> Engine<S> {
+    pub(super) fn handler_id(&self, name: &str) -> Option<HandlerId> {
+        self.handler_names.iter().position(|n| n == name).map(|i| HandlerId(i as u32))
+    }
+}
+
+/// What an iterator yields when the pool itself fails, so that every input still has its outcome.
+fn broken<B>(error: &Error) -> Outcome<B> {
+    Outcome::Rejected { reason: Reason::NoWorkers(error.to_string()) }
+}
+
+/// Outcomes in the order of the inputs. See [`Pool::map`].
+pub struct Map<'p, I: Iterator, S: Sys = Linux> {
+    pool: &'p mut Pool<S>,
+    feed: Feed<I>,
+    /// Number of the next outcome to be yielded.
+    next: u64,
+    /// Outcomes from `next` on, where they are known.
+    held: VecDeque<Option<Outcome<Vec<u8>>>>,
+    held_size: usize,
+    failed: Option<Error>,
+}
+
+impl<I: Iterator<Item: AsRef<[u8]>>, S: Sys> Map<'_, I, S> {
+    fn turn(&mut self) -> Result<(), Error> {
+        let Self { pool, feed, next, held, held_size, .. } = self;
+        let engine = pool.engine_mut();
+        // Ahead of the oldest undelivered outcome, but not without bound; the oldest itself is always admitted.
+        let (oldest, full) = (*next, *held_size >= ORDER_WINDOW_SIZE);
+        feed.pump(engine, |n| n < oldest + ORDER_WINDOW_JOBS as u64 && (!full || n == oldest))?;
+        if feed.exhausted && *next == feed.next {
+            return Ok(());
+        }
+        let mut insert = |tag: u64, outcome: Outcome<Vec<u8>>| {
+            let at = (tag - oldest) as usize;
+            while held.len() <= at {
+                held.push_back(None);
+            }
+            if let Outcome::Done(body) = &outcome {
+                *held_size += body.len();
+            }
+            held[at] = Some(outcome);
+        };
+        let batch = feed.batch;
+        engine.collect(batch, &mut |c| insert(c.tag, c.outcome.map(<[u8]>::to_vec)))
+    }
+}
+
+impl<I: Iterator<Item: AsRef<[u8]>>, S: Sys> Iterator for Map<'_, I, S> {
+    type Item = Outcome<Vec<u8>>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        loop {
+            if let Some(Some(_)) = self.held.front() {
+                let outcome = self.held.pop_front().flatten()?;
+                if let Outcome::Done(body) = &outcome {
+                    self.held_size -= body.len();
+                }
+                self.next += 1;
+                return Some(outcome);
+            }
+            if let Some(error) = &self.failed {
+                let outcome = (self.next < self.feed.next).then(|| broken(error));
+                self.next += 1;
+                self.held.pop_front();
+                return outcome;
+            }
+            if self.feed.exhausted && self.next == self.feed.next {
+                return None;
+            }
+            if let Err(error) = self.turn() {
+                self.failed = Some(error);
+            }
+        }
+    }
+}
+
+/// Outcomes as they come, each with the number of its input. See [`Pool::unordered`].
+pub struct Unordered<'p, I: Iterator, S: Sys = Linux> {
+    pool: &'p mut Pool<S>,
+    feed: Feed<I>,
+    ready: VecDeque<(u64, Outcome<Vec<u8>>)>,
+    yielded: u64,
+}
+
+impl<I: Iterator<Item: AsRef<[u8]>>, S: Sys> Iterator for Unordered<'_, I, S> {
+    type Item = (u64, Outcome<Vec<u8>>);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        loop {
+            if let Some(item) = self.ready.pop_front() {
+                self.yielded += 1;
+                return Some(item);
+            }
+            if self.feed.exhausted && self.yielded == self.feed.next {
+                return None;
+            }
+            let Self { pool, feed, ready, .. } = self;
+            let engine = pool.engine_mut();
+            let batch = feed.batch;
+            let turn = feed.pump(engine, |_| true).and_then(|()| {
+                if feed.exhausted && feed.next == self.yielded {
+                    return Ok(());
+                }
+                engine.collect(batch, &mut |c| ready.push_back((c.tag, c.outcome.map(<[u8]>::to_vec))))
+            });
+            if let Err(error) = turn {
+                // What was submitted and not answered has no other way to end.
+                let (batch, why) = (feed.batch, broken(&error));
+                ready.extend(engine.abandon_batch(batch).into_iter().map(|tag| (tag, why.clone())));
+                feed.exhausted = true;
+                if ready.is_empty() {
+                    return None;
+                }
+            }
+        }
+    }
+}
+
+impl<S: Sys> Engine<S> {
+    /// One turn for a run: its completions go to `take`, those of single jobs are kept for whoever polls.
+    fn collect(&mut self, batch: u32, take: &mut dyn FnMut(Completion<'_>)) -> Result<(), Error> {
+        let mut any = false;
+        self.deliver_batch(batch, &mut |_, c| {
+            any = true;
+            take(c);
+        });
+        let timeout_ns = if any { Some(0) } else { None };
+        self.turn(timeout_ns, &mut |engine, completion, of| {
+            if of == batch {
+                take(completion);
+            } else if of == BATCH_SINGLE {
+                engine.keep(&completion);
+            }
+        })
+        .map_err(Error::os("waiting for workers"))
+    }
+
+    /// Hands out the finished completions of one batch.
+    fn deliver_batch(&mut self, batch: u32, take: &mut dyn FnMut(&mut Engine<S>, Completion<'_>)) {
+        if self.finished.iter().all(|f| f.batch != batch) {
+            return;
+        }
+        for _ in 0..self.finished.len() {
+            let Some(finished) = self.take_finished() else { return };
+            if finished.batch == batch {
+                take(self, finished.as_completion());
+            } else {
+                self.keep(&finished.as_completion());
+            }
+        }
+    }
+
+    /// The tags of a batch's jobs that have no outcome.
+    fn abandon_batch(&mut self, batch: u32) -> Vec<u64> {
+        self.table.jobs().map(|j| self.table.get(j)).filter(|r| r.batch == batch).map(|r| r.tag).collect()
+    }
+}
+
+impl<S: Sys> Pool<S> {
+    /// Runs every input through a handler and yields the outcomes in the order of the inputs.
+    ///
+    /// Inputs are taken as there is room for them, never all at once. Dropping the iterator forgets the rest.
+    pub fn map<'p, 'h, I>(&'p mut self, handler: impl Into<HandlerRef<'h>>, inputs: I) -> Map<'p, I::IntoIter, S>
+    where
+        I: IntoIterator<Item: AsRef<[u8]>>,
+    {
+        let feed = Feed::new(self.engine_mut(), handler.into(), inputs.into_iter());
+        Map { pool: self, feed, next: 0, held: VecDeque::new(), held_size: 0, failed: None }
+    }
+
+    /// Runs every input through a handler and yields each outcome as it comes, with the number of its input.
+    pub fn unordered<'p, 'h, I>(
+        &'p mut self,
+        handler: impl Into<HandlerRef<'h>>,
+        inputs: I,
+    ) -> Unordered<'p, I::IntoIter, S>
+    where
+        I: IntoIterator<Item: AsRef<[u8]>>,
+    {
+        let feed = Feed::new(self.engine_mut(), handler.into(), inputs.into_iter());
+        Unordered { pool: self, feed, ready: VecDeque::new(), yielded: 0 }
+    }
+
+    /// Runs every input through a handler and hands each completion to `f` as it comes, its body borrowed: nothing is
+    /// copied and nothing allocated on the way. The completion's tag is the number of the input. Jobs that `f` submits
+    /// come back to `f` too.
+    ///
+    /// # Errors
+    /// When the pool is draining, or the kernel fails the reactor.
+    pub fn for_each<'h, I>(
+        &mut self,
+        handler: impl Into<HandlerRef<'h>>,
+        inputs: I,
+        mut f: impl FnMut(Completion<'_>, &mut Submitter<'_, S>),
+    ) -> Result<(), Error>
+    where
+        I: IntoIterator<Item: AsRef<[u8]>>,
+    {
+        let engine = self.engine_mut();
+        let mut feed = Feed::new(engine, handler.into(), inputs.into_iter());
+        let batch = feed.batch;
+        loop {
+            feed.pump(engine, |_| true)?;
+            let mut any = false;
+            engine.deliver_batch(batch, &mut |engine, c| {
+                any = true;
+                f(c, &mut Submitter { engine, batch });
+            });
+            if feed.exhausted && !any && engine.batch_outstanding == 0 {
+                return engine.settle();
+            }
+            let timeout_ns = if any { Some(0) } else { None };
+            engine
+                .turn(timeout_ns, &mut |engine, completion, of| {
+                    if of == batch {
+                        f(completion, &mut Submitter { engine, batch });
+                    } else if of == BATCH_SINGLE {
+                        engine.keep(&completion);
+                    }
+                })
+                .map_err(Error::os("waiting for workers"))?;
+        }
+    }
+}

@@ -1,0 +1,131 @@
+//! What goes in and what comes out.
+
+use super::table::Ticket;
+use crate::frame::push_header;
+use crate::outcome::Outcome;
+use std::time::Duration;
+
+/// A registered handler; spares the look-up of its name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct HandlerId(pub(super) u32);
+
+/// A handler by name or by id.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HandlerRef<'a> {
+    /// By name.
+    Name(&'a str),
+    /// By id, from the same pool.
+    Id(HandlerId),
+}
+
+impl<'a> From<&'a str> for HandlerRef<'a> {
+    fn from(name: &'a str) -> Self {
+        HandlerRef::Name(name)
+    }
+}
+
+impl<'a> From<&'a String> for HandlerRef<'a> {
+    fn from(name: &'a String) -> Self {
+        HandlerRef::Name(name)
+    }
+}
+
+impl From<HandlerId> for HandlerRef<'_> {
+    fn from(id: HandlerId) -> Self {
+        HandlerRef::Id(id)
+    }
+}
+
+/// A job to be submitted: a handler, optional headers, a body. The body is copied once, into a ring.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Job<'a> {
+    pub(super) handler: HandlerRef<'a>,
+    pub(super) body: &'a [u8],
+    pub(super) header_block: Vec<u8>,
+    pub(super) bad_header: bool,
+    pub(super) tag: u64,
+    pub(super) timeout: Option<Duration>,
+}
+
+impl<'a> Job<'a> {
+    /// A job for this handler with this body.
+    #[inline]
+    pub fn new(handler: impl Into<HandlerRef<'a>>, body: &'a [u8]) -> Self {
+        let handler = handler.into();
+        Self { handler, body, header_block: Vec::new(), bad_header: false, tag: 0, timeout: None }
+    }
+
+    /// Adds a header. One that cannot be read back (an empty key, a colon or newline in it, a newline in the value)
+    /// makes the job end as [`Rejected`](Outcome::Rejected).
+    pub fn header(mut self, key: &str, value: impl AsRef<[u8]>) -> Self {
+        self.bad_header |= push_header(&mut self.header_block, key.as_bytes(), value.as_ref()).is_err();
+        self
+    }
+
+    /// A number that comes back with the outcome.
+    #[inline]
+    pub fn tag(mut self, tag: u64) -> Self {
+        self.tag = tag;
+        self
+    }
+
+    /// How long this job may run, instead of the pool's own timeout.
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = Some(timeout);
+        self
+    }
+}
+
+/// A job that is over: which one, and what became of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Completion<'a> {
+    /// What `submit` returned for it.
+    pub ticket: Ticket,
+    /// The job's tag.
+    pub tag: u64,
+    /// Its outcome; the body is borrowed and is gone when the callback returns.
+    pub outcome: Outcome<&'a [u8]>,
+    pub(super) worker: Option<usize>,
+    pub(super) run_ns: Option<u64>,
+}
+
+impl Completion<'_> {
+    /// The slot of the worker that ran it; `None` when it never started.
+    pub fn worker(&self) -> Option<usize> {
+        self.worker
+    }
+
+    /// How long the handler ran, as its worker measured it, up to 4.29 s; `None` when it brought no result.
+    pub fn run_time(&self) -> Option<Duration> {
+        self.run_ns.map(Duration::from_nanos)
+    }
+}
+
+/// A completion that waits to be delivered.
+#[derive(Debug)]
+pub(super) struct Finished {
+    pub(super) ticket: Ticket,
+    pub(super) tag: u64,
+    pub(super) batch: u32,
+    pub(super) outcome: Outcome<Vec<u8>>,
+    pub(super) worker: Option<usize>,
+    pub(super) run_ns: Option<u64>,
+}
+
+impl Finished {
+    pub(super) fn size(&self) -> usize {
+        match &self.outcome {
+            Outcome::Done(body) => body.len(),
+            Outcome::Failed { message, .. } => message.len(),
+            _ => 0,
+        }
+    }
+
+    pub(super) fn as_completion(&self) -> Completion<'_> {
+        let outcome = match &self.outcome {
+            Outcome::Done(body) => Outcome::Done(body.as_slice()),
+            other => other.clone().map(|_| &[][..]),
+        };
+        Completion { ticket: self.ticket, tag: self.tag, outcome, worker: self.worker, run_ns: self.run_ns }
+    }
+}

@@ -1,0 +1,304 @@
+//! Results: from a packet to their completions, and what a dead worker left in its out-ring.
+//!
+//! A packet is read frame by frame, and the place is remembered before each completion is handed out: a callback that
+//! panics has had its job, and the rest of the packet is still there for the next turn.
+
+use super::engine::{BATCH_SINGLE, Engine, Pending, Sink};
+use super::hook::Step;
+use super::job::{Completion, Finished};
+use super::journal::Position;
+use super::slot::{Assembly, Doom, Life};
+use crate::frame::{FLAG_FRAGMENT, FLAG_TIMED, Frame, Frames, Kind, Status};
+use crate::limits::{PACKETS_PER_TURN, RING_SIZE};
+use crate::outcome::{Outcome, Reason};
+use crate::sys::{OsResult, Received, Sys};
+use std::io::IoSliceMut;
+
+/// Bytes of the two times before the body of a timed result.
+const TIMES_SIZE: usize = 16;
+
+/// The receive buffer while it is lent out; goes back also when a callback panics.
+struct Lease<'e, S: Sys> {
+    engine: &'e mut Engine<S>,
+    rx: Box<[u8]>,
+}
+
+impl<S: Sys> Drop for Lease<'_, S> {
+    fn drop(&mut self) {
+        self.engine.rx = std::mem::take(&mut self.rx);
+    }
+}
+
+impl<S: Sys> Engine<S> {
+    /// Reads packets of one slot, as many as its turn allows.
+    pub(super) fn receive(&mut self, slot: usize, sink: Sink<'_, S>) -> OsResult<()> {
+        for _ in 0..PACKETS_PER_TURN {
+            if !self.receive_packet(slot)? {
+                return Ok(());
+            }
+            self.resume(sink)?;
+        }
+        // Not exhausted: it stays on the ready list, and the others have their turn first.
+        Ok(())
+    }
+
+    /// Reads everything that this slot has sent; completions wait to be delivered.
+    pub(super) fn drain_slot(&mut self, slot: usize) {
+        self.read_pending(None);
+        // An error here is an error of the slot's own socket; what it brought so far counts.
+        while let Ok(true) = self.receive_packet(slot) {
+            self.read_pending(None);
+        }
+    }
+
+    /// Receives one packet. `false`: nothing more for now.
+    fn receive_packet(&mut self, slot: usize) -> OsResult<bool> {
+        debug_assert!(self.pending.is_none(), "one packet at a time");
+        loop {
+            match self.transport.recv(slot, &mut [IoSliceMut::new(&mut self.rx)])? {
+                Received::Packet(size) => {
+                    let now_ns = self.sys.now_ns();
+                    let s = &mut self.slots[slot];
+                    s.received = s.received.wrapping_add(size as u64);
+                    s.progress_ns = now_ns;
+                    self.pending = Some(Pending { slot, generation: s.generation, start: 0, end: size });
+                    self.stats.packets_received += 1;
+                    if s.blocked {
+                        self.mark_dirty(slot);
+                    }
+                    return Ok(true);
+                }
+                // Results may still follow.
+                Received::Reset => {}
+                Received::WouldBlock => {
+                    self.transport.exhausted(&mut self.reactor, slot);
+                    return Ok(false);
+                }
+                Received::Closed => {
+                    self.transport.exhausted(&mut self.reactor, slot);
+                    // Not a death: that is what the exit report says. Unless nobody is left to report.
+                    if self.nursery.is_none() {
+                        self.on_unreported_exit(slot);
+                    }
+                    return Ok(false);
+                }
+                Received::Truncated => {
+                    self.kill(slot, Doom::Hostile);
+                    self.transport.exhausted(&mut self.reactor, slot);
+                    return Ok(false);
+                }
+            }
+        }
+    }
+
+    /// Reads on in a packet that was interrupted.
+    pub(super) fn resume(&mut self, sink: Sink<'_, S>) -> OsResult<()> {
+        self.read_pending(Some(sink));
+        Ok(())
+    }
+
+    fn read_pending(&mut self, mut sink: Option<Sink<'_, S>>) {
+        if self.pending.is_none() {
+            return;
+        }
+        let mut lease = Lease { rx: std::mem::take(&mut self.rx), engine: self };
+        let Lease { engine, rx } = &mut lease;
+        while let Some(p) = engine.pending {
+            let slot = &engine.slots[p.slot];
+            if p.start == p.end || slot.generation != p.generation || slot.doom == Some(Doom::Hostile) {
+                engine.pending = None;
+                return;
+            }
+            let mut frames = Frames::new(&rx[p.start..p.end]);
+            match frames.next() {
+                Some(Ok(frame)) => {
+                    engine.pending = Some(Pending { start: p.end - frames.rest().len(), ..p });
+                    match &mut sink {
+                        Some(sink) => engine.on_frame(p.slot, frame, Some(&mut **sink)),
+                        None => engine.on_frame(p.slot, frame, None),
+                    }
+                }
+                _ => engine.kill(p.slot, Doom::Hostile),
+            }
+        }
+    }
+
+    #[inline]
+    fn on_frame(&mut self, slot: usize, frame: Frame<'_>, sink: Option<Sink<'_, S>>) {
+        match frame.header.kind {
+            Kind::Result => self.on_result(slot, frame, sink),
+            Kind::Hello => self.on_hello(slot, frame),
+            Kind::Job => self.kill(slot, Doom::Hostile),
+        }
+    }
+
+    fn on_hello(&mut self, slot: usize, frame: Frame<'_>) {
+        if frame.header.code == Status::Done as u32 {
+            if self.slots[slot].life == Life::Starting {
+                self.on_ready(slot);
+            }
+            self.slots[slot].ready = true;
+        } else {
+            self.start_error = Some(String::from_utf8_lossy(frame.body()).into_owned());
+        }
+    }
+
+    #[inline]
+    fn on_result(&mut self, slot: usize, frame: Frame<'_>, sink: Option<Sink<'_, S>>) {
+        let s = &mut self.slots[slot];
+        let position = s.journal.next_live(s.due);
+        s.due = position;
+        // Results come in the order of the claims, each for a frame that was sent.
+        if position >= s.sent || s.journal.entry(position).id != frame.header.id {
+            return self.kill(slot, Doom::Hostile);
+        }
+        if frame.header.flags & FLAG_FRAGMENT == 0 {
+            return self.settle_result(slot, position, &frame, frame.body(), sink);
+        }
+        let Ok(fragment) = frame.fragment() else { return self.kill(slot, Doom::Hostile) };
+        let limit = self.config.job_size_max + TIMES_SIZE;
+        let Some(total) = usize::try_from(fragment.total).ok().filter(|&t| t <= limit) else {
+            return self.kill(slot, Doom::Hostile);
+        };
+        let s = &mut self.slots[slot];
+        if fragment.offset == 0 {
+            let mut body = std::mem::take(&mut self.spare);
+            body.clear();
+            body.reserve(total);
+            s.assembly = Some(Assembly { body, total });
+        }
+        match &mut s.assembly {
+            Some(a) if a.body.len() as u64 == fragment.offset && a.total == total => {
+                a.body.extend_from_slice(fragment.part);
+                if a.body.len() < total {
+                    return;
+                }
+            }
+            _ => return self.kill(slot, Doom::Hostile),
+        }
+        if let Some(Assembly { body, .. }) = s.assembly.take() {
+            self.settle_result(slot, position, &frame, &body, sink);
+            self.spare = body;
+        }
+    }
+
+    /// The job at `position` has its result: books it and hands it on.
+    #[inline]
+    fn settle_result(
+        &mut self,
+        slot: usize,
+        position: Position,
+        frame: &Frame<'_>,
+        body: &[u8],
+        sink: Option<Sink<'_, S>>,
+    ) {
+        let (times, body) = if frame.header.flags & FLAG_TIMED != 0 {
+            match body.split_first_chunk::<TIMES_SIZE>() {
+                Some((times, body)) => (Some(times), body),
+                None => return self.kill(slot, Doom::Hostile),
+            }
+        } else {
+            (None, body)
+        };
+        let Some(status) = Status::from_code(frame.header.code) else { return self.kill(slot, Doom::Hostile) };
+        let s = &mut self.slots[slot];
+        let entry = *s.journal.entry(position);
+        s.journal.void(position);
+        s.due = position + 1;
+        s.due_seq = s.due_seq.wrapping_add(1);
+        if !s.proved {
+            s.proved = true;
+            s.early_deaths = 0;
+        }
+        self.leave_slot(slot, entry.job, entry.estimate_ns);
+        let r = self.table.get(entry.job);
+        let (handler, tag, batch, ticket) = (r.handler, r.tag, r.batch, self.table.ticket(entry.job));
+        self.services[handler as usize].learn(frame.header.extra);
+        if self.hook.is_some() {
+            if let Some(times) = times {
+                let (start, end) = times.split_at(8);
+                let word = |bytes: &[u8]| bytes.iter().rev().fold(0, |n, &b| n << 8 | u64::from(b));
+                self.note_at(Step::Started, ticket, tag, Some(slot), word(start));
+                self.note_at(Step::Ended, ticket, tag, Some(slot), word(end));
+            }
+            self.note_ticket(Step::Received, ticket, tag, Some(slot));
+        }
+        self.forget(entry.job);
+        let text = || String::from_utf8_lossy(body).into_owned();
+        let outcome = match status {
+            Status::Done => Outcome::Done(body),
+            Status::Failed => Outcome::Failed { message: text(), panicked: false },
+            Status::Panicked => Outcome::Failed { message: text(), panicked: true },
+            Status::UnknownHandler => {
+                let name = self.handler_names[handler as usize].clone();
+                Outcome::Rejected { reason: Reason::UnknownHandler(name) }
+            }
+            Status::ReplyTooLarge => {
+                let size = body.iter().rev().fold(0u64, |n, &b| n << 8 | u64::from(b));
+                let limit = self.config.job_size_max;
+                let message = format!("reply of {size} bytes is too large, the limit is {limit} bytes");
+                Outcome::Failed { message, panicked: false }
+            }
+        };
+        self.count(&outcome);
+        if !self.is_wanted(batch) {
+            return;
+        }
+        let run_ns = Some(u64::from(frame.header.extra));
+        match sink {
+            Some(sink) => {
+                self.delivered(batch);
+                self.note_ticket(Step::Delivered, ticket, tag, Some(slot));
+                sink(self, Completion { ticket, tag, outcome, worker: Some(slot), run_ns }, batch);
+            }
+            None => {
+                let outcome = outcome.map(<[u8]>::to_vec);
+                let finished = Finished { ticket, tag, batch, outcome, worker: Some(slot), run_ns };
+                self.finished_size += finished.size();
+                self.finished.push_back(finished);
+            }
+        }
+    }
+
+    /// Keeps a completion that the present caller does not want, for whoever polls next.
+    pub(super) fn keep(&mut self, completion: &Completion<'_>) {
+        let finished = Finished {
+            ticket: completion.ticket,
+            tag: completion.tag,
+            batch: BATCH_SINGLE,
+            outcome: completion.outcome.clone().map(<[u8]>::to_vec),
+            worker: completion.worker,
+            run_ns: completion.run_ns,
+        };
+        self.finished_size += finished.size();
+        self.finished.push_back(finished);
+    }
+
+    /// Reads the results that a dead worker had published and not sent. The slot's socket has been drained.
+    pub(super) fn salvage(&mut self, slot: usize) {
+        let s = &self.slots[slot];
+        // Read once; checked against what the socket has brought, which the worker cannot change.
+        let tail = s.memory.control().out_tail.observe();
+        let size = tail.wrapping_sub(s.received);
+        if size == 0 {
+            return;
+        }
+        if size > RING_SIZE as u64 {
+            return self.kill(slot, Doom::Hostile);
+        }
+        let mut bytes = vec![0; size as usize];
+        s.memory.out_ring().copy_out(s.received, &mut bytes);
+        let before = self.slots[slot].due_seq;
+        for frame in Frames::new(&bytes) {
+            match frame {
+                Ok(frame) => self.on_frame(slot, frame, None),
+                Err(_) => self.kill(slot, Doom::Hostile),
+            }
+            if self.slots[slot].doom == Some(Doom::Hostile) {
+                return;
+            }
+        }
+        let found = self.slots[slot].due_seq.wrapping_sub(before);
+        self.stats.salvaged += u64::from(found);
+    }
+}

@@ -1,0 +1,165 @@
+//! One worker's place in the pool, as the host sees it. It outlives its workers: each new one is an incarnation with a
+//! generation of its own.
+//!
+//! Everything here is private to the host; the memory that the worker can write is behind [`SlotMemory`].
+
+use super::journal::{Journal, Position};
+use crate::claim::FrameId;
+use crate::limits::{RING_SIZE, WINDOW_JOBS_MAX};
+use crate::reactor::TimerId;
+use crate::slot::{SlotFile, SlotMemory};
+use crate::sys::{OsResult, Pid, Sys};
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+/// Where a slot stands between two workers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Life {
+    /// No worker; one is asked for when the slot's timer fires.
+    Empty,
+    /// The nursery has been asked for a worker; jobs may be sent ahead.
+    Starting,
+    /// The worker has said hello.
+    Running,
+    /// The worker is to be killed; its exit report is awaited.
+    Dying,
+    /// No worker and none will be asked for.
+    GivenUp,
+}
+
+/// Why the host kills a worker.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Doom {
+    /// The job in hand broke its deadline.
+    TimedOut { after: Duration },
+    /// The job in hand was cancelled.
+    Cancelled { why: String },
+    /// It has unstarted jobs and starts none, or never got ready.
+    Stalled,
+    /// It broke the protocol, or scribbled over its slot: nothing that it left is believed.
+    Hostile,
+}
+
+/// A large result on its way.
+#[derive(Debug)]
+pub(super) struct Assembly {
+    pub(super) body: Vec<u8>,
+    pub(super) total: usize,
+}
+
+pub(super) struct Slot {
+    pub(super) life: Life,
+    pub(super) generation: u32,
+    pub(super) pid: Option<Pid>,
+    pub(super) doom: Option<Doom>,
+    /// Closed with the incarnation; the worker dies if this process does first.
+    pub(super) lifeline: Option<OwnedFd>,
+    pub(super) file: SlotFile,
+    pub(super) memory: SlotMemory,
+    pub(super) journal: Journal,
+    pub(super) epoch: u32,
+    /// Number of the next frame to be appended.
+    pub(super) next_seq: u32,
+    /// Number of the first frame without a result.
+    pub(super) due_seq: u32,
+    /// Number of the first frame not sent.
+    pub(super) sent_seq: u32,
+    /// No live entry before this one lacks a result.
+    pub(super) due: Position,
+    /// Everything before this one is sent.
+    pub(super) sent: Position,
+    /// Bytes of the large job at `sent` that have left.
+    pub(super) fragment_offset: usize,
+    /// Bytes of the out-ring that the socket has brought.
+    pub(super) received: u64,
+    pub(super) assembly: Option<Assembly>,
+    /// Stands on the list of slots with something to send.
+    pub(super) dirty: bool,
+    /// A send was refused; the next event or result is awaited.
+    pub(super) blocked: bool,
+    /// Claim word's number when it was last seen to move, and when. Units: nanoseconds.
+    pub(super) sampled_seq: u32,
+    pub(super) sampled_ns: u64,
+    /// When the last result came, or the first job of an idle slot left. Units: nanoseconds.
+    pub(super) progress_ns: u64,
+    /// This incarnation has said hello.
+    pub(super) ready: bool,
+    /// This incarnation has finished a job, or has been blamed for one.
+    pub(super) proved: bool,
+    /// Deaths in a row before a first finished job.
+    pub(super) early_deaths: u32,
+    pub(super) spawn_failures: u32,
+    /// Deaths in a row before hello.
+    pub(super) failed_starts: u32,
+    /// Respawn, spawn deadline or kill deadline, by `life`.
+    pub(super) timer: Option<TimerId>,
+}
+
+impl Slot {
+    pub(super) fn create<S: Sys>(sys: &S, first_seq: u32) -> OsResult<Self> {
+        let file = SlotFile::create(sys)?;
+        let memory = file.map(sys)?;
+        let journal = Journal::create(sys, RING_SIZE, WINDOW_JOBS_MAX)?;
+        Ok(Self {
+            life: Life::Empty,
+            generation: 0,
+            pid: None,
+            doom: None,
+            lifeline: None,
+            file,
+            memory,
+            journal,
+            epoch: first_seq,
+            next_seq: first_seq,
+            due_seq: first_seq,
+            sent_seq: first_seq,
+            due: 0,
+            sent: 0,
+            fragment_offset: 0,
+            received: 0,
+            assembly: None,
+            dirty: false,
+            blocked: false,
+            sampled_seq: first_seq,
+            sampled_ns: 0,
+            progress_ns: 0,
+            ready: false,
+            proved: false,
+            early_deaths: 0,
+            spawn_failures: 0,
+            failed_starts: 0,
+            timer: None,
+        })
+    }
+
+    /// Whether a worker may be there.
+    pub(super) fn is_occupied(&self) -> bool {
+        matches!(self.life, Life::Starting | Life::Running | Life::Dying)
+    }
+
+    /// Whether some frame is sent and has no result.
+    #[inline]
+    pub(super) fn in_flight(&self) -> bool {
+        self.due_seq != self.sent_seq
+    }
+
+    /// Makes everything ready for a new incarnation, while no worker has the memory.
+    pub(super) fn begin_incarnation(&mut self, now_ns: u64) {
+        debug_assert!(self.due_seq == self.next_seq, "nothing is left from the last one");
+        self.generation = self.generation.wrapping_add(1);
+        self.epoch = self.epoch.wrapping_add(1);
+        self.memory.control().reset(FrameId { epoch: self.epoch, seq: self.next_seq });
+        self.received = 0;
+        self.assembly = None;
+        self.fragment_offset = 0;
+        self.doom = None;
+        self.pid = None;
+        self.ready = false;
+        self.proved = false;
+        self.blocked = false;
+        self.sampled_seq = self.next_seq;
+        self.sampled_ns = now_ns;
+        self.progress_ns = now_ns;
+        self.life = Life::Starting;
+    }
+}

@@ -1,0 +1,37 @@
+//! Counts over the pool's life.
+
+/// What the pool has done so far. Every submitted job is in exactly one of the outcome counts once it is over.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Stats {
+    /// Jobs submitted.
+    pub jobs: u64,
+    /// Outcome `Done`.
+    pub done: u64,
+    /// Outcome `Failed`.
+    pub failed: u64,
+    /// Outcome `Crashed`.
+    pub crashed: u64,
+    /// Outcome `TimedOut`.
+    pub timed_out: u64,
+    /// Outcome `Cancelled`.
+    pub cancelled: u64,
+    /// Outcome `Rejected`.
+    pub rejected: u64,
+    /// Workers started in place of others.
+    pub respawns: u64,
+    /// Times that unstarted jobs were taken back from a worker.
+    pub reclaims: u64,
+    /// Jobs taken back so.
+    pub reclaimed_jobs: u64,
+    /// Results found in a dead worker's out-ring.
+    pub salvaged: u64,
+    /// Packets sent to workers.
+    pub packets_sent: u64,
+    /// Packets received from workers.
+    pub packets_received: u64,
+    /// Workers that did not die of `SIGKILL`; their memory was given up.
+    pub abandoned: u64,
+    /// Workers killed because they broke the protocol.
+    pub hostile: u64,
+}

@@ -1,0 +1,513 @@
+//! Workers' lives: starting, deadlines, killing, what a death means for each job, starting again.
+
+use super::engine::{Alarm, Engine};
+use super::slot::{Doom, Life, Slot};
+use super::table::{JobIndex, Place};
+use crate::claim;
+use crate::limits::{
+    CHARGES_MAX, EARLY_DEATHS_MAX, KILL_TIMEOUT, RESPAWN_BACKOFF_MAX, RESPAWN_BACKOFF_MIN, SAMPLE_MIN, SLEEP_MAX,
+    SPAWN_FAILURES_MAX,
+};
+use crate::nursery::{Command, Heard, Parcel, Report};
+use crate::outcome::{Crash, CrashCause, Outcome, Reason};
+use crate::slot::Phase;
+use crate::sys::{Exit, OsError, OsResult, Readiness, Sys};
+use std::os::fd::AsFd;
+use std::time::Duration;
+
+const SIGKILL: i32 = 9;
+
+fn nanos(d: Duration) -> u64 {
+    u64::try_from(d.as_nanos()).unwrap_or(u64::MAX)
+}
+
+impl<S: Sys> Engine<S> {
+    // ---- starting
+
+    /// Asks the nursery for a worker; jobs may be sent to it from now on.
+    pub(super) fn start_worker(&mut self, slot: usize) -> OsResult<()> {
+        let Some(nursery) = &mut self.nursery else { return Ok(()) };
+        debug_assert_eq!(self.slots[slot].life, Life::Empty);
+        let (socket, theirs) = self.sys.socketpair()?;
+        let (lifeline, worker_lifeline) = self.sys.socketpair()?;
+        let file = self.slots[slot]
+            .file
+            .as_fd()
+            .try_clone_to_owned()
+            .map_err(|e| OsError { call: "fcntl(F_DUPFD_CLOEXEC)", errno: e.raw_os_error().unwrap_or_default() })?;
+        self.transport.attach(&mut self.reactor, slot, socket)?;
+        let now_ns = self.sys.now_ns();
+        let s = &mut self.slots[slot];
+        s.begin_incarnation(now_ns);
+        s.lifeline = Some(lifeline);
+        let command = Command::Spawn { slot: slot as u32, generation: s.generation };
+        let parcel = Parcel { socket: theirs, file, lifeline: worker_lifeline };
+        let alive = nursery.command(command, Some(parcel))?;
+        self.scheduler.open(slot);
+        self.set_slot_timer(slot, now_ns.saturating_add(self.config.spawn_ns));
+        if !alive {
+            self.nursery_lost();
+        }
+        Ok(())
+    }
+
+    /// The worker has said hello.
+    pub(super) fn on_ready(&mut self, slot: usize) {
+        self.clear_slot_timer(slot);
+        let s = &mut self.slots[slot];
+        s.life = Life::Running;
+        s.ready = true;
+        s.failed_starts = 0;
+        s.sampled_ns = s.progress_ns;
+        if s.generation > 1 {
+            self.stats.respawns += 1;
+        }
+    }
+
+    fn set_slot_timer(&mut self, slot: usize, deadline_ns: u64) {
+        self.clear_slot_timer(slot);
+        self.slots[slot].timer = Some(self.reactor.set_timer(deadline_ns, Alarm::Slot(slot).to_bits()));
+    }
+
+    fn clear_slot_timer(&mut self, slot: usize) {
+        if let Some(timer) = self.slots[slot].timer.take() {
+            self.reactor.cancel_timer(timer);
+        }
+    }
+
+    // ---- the nursery
+
+    /// Takes the nursery's reports.
+    pub(super) fn hear(&mut self) -> OsResult<()> {
+        loop {
+            let Some(nursery) = &mut self.nursery else { return Ok(()) };
+            if !nursery.flush()? {
+                self.nursery_lost();
+                return Ok(());
+            }
+            match nursery.next_report()? {
+                Heard::Report(report) => self.on_report(report),
+                Heard::Again => {}
+                Heard::Nothing => {
+                    if let Some(token) = self.nursery_token {
+                        self.reactor.exhausted(token, Readiness::READ.and(Readiness::WRITE));
+                    }
+                    return Ok(());
+                }
+                Heard::Gone => {
+                    self.nursery_lost();
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    fn on_report(&mut self, report: Report) {
+        let (slot, generation) = match report {
+            Report::Spawned { slot, generation, .. }
+            | Report::SpawnFailed { slot, generation, .. }
+            | Report::Exited { slot, generation, .. } => (slot as usize, generation),
+        };
+        // A report about an incarnation that was given up.
+        if self.slots.get(slot).is_none_or(|s| s.generation != generation || !s.is_occupied()) {
+            return;
+        }
+        match report {
+            Report::Spawned { pid, .. } => self.slots[slot].pid = Some(pid),
+            Report::SpawnFailed { errno, .. } => {
+                let error = OsError { call: "fork", errno };
+                self.vacate(slot, None);
+                self.on_spawn_failure(slot, error);
+            }
+            Report::Exited { report, .. } => self.on_exit(slot, Some(report.exit)),
+        }
+    }
+
+    /// A worker could not be started: try later.
+    pub(super) fn on_spawn_failure(&mut self, slot: usize, error: OsError) {
+        self.start_error = Some(error.to_string());
+        let s = &mut self.slots[slot];
+        s.spawn_failures += 1;
+        if s.spawn_failures >= SPAWN_FAILURES_MAX {
+            return self.give_up(slot);
+        }
+        let delay = backoff(s.spawn_failures);
+        let at = self.sys.now_ns() + nanos(delay);
+        self.set_slot_timer(slot, at);
+    }
+
+    /// The nursery is gone. Nobody is forked any more; those who live go on.
+    pub(super) fn nursery_lost(&mut self) {
+        let Some(nursery) = self.nursery.take() else { return };
+        if let Some(token) = self.nursery_token.take() {
+            // Fails only for a token that is not registered.
+            let _ = self.reactor.deregister(token, nursery.socket());
+        }
+        self.lost_nursery = Some(nursery);
+        self.start_error = Some("the nursery process is gone".to_owned());
+        for slot in 0..self.slots.len() {
+            match self.slots[slot].life {
+                Life::Empty => self.give_up(slot),
+                // A worker that was never forked never answers; one that has died is found by its closed socket.
+                Life::Starting | Life::Running | Life::Dying => {
+                    self.drain_slot(slot);
+                    if self.slots[slot].is_occupied() && self.slots[slot].pid.is_none() {
+                        self.on_exit(slot, None);
+                    }
+                }
+                Life::GivenUp => {}
+            }
+        }
+    }
+
+    /// A socket was closed and there is no nursery to say how its worker ended.
+    pub(super) fn on_unreported_exit(&mut self, slot: usize) {
+        if self.slots[slot].is_occupied() {
+            // The packet that is being read, if there is one, was received before; there is nothing more to drain.
+            self.on_exit(slot, None);
+        }
+    }
+
+    // ---- killing
+
+    /// Has a worker killed. What it means for its jobs is decided when its exit is reported.
+    pub(super) fn kill(&mut self, slot: usize, doom: Doom) {
+        let s = &mut self.slots[slot];
+        if s.life == Life::Dying {
+            // It is dying already; but nothing that it left is to be believed any more.
+            if doom == Doom::Hostile {
+                s.doom = Some(doom);
+            }
+            return;
+        }
+        if !s.is_occupied() {
+            return;
+        }
+        if doom == Doom::Hostile {
+            self.stats.hostile += 1;
+        }
+        s.doom = Some(doom);
+        s.life = Life::Dying;
+        let command = Command::Kill { slot: slot as u32, generation: s.generation };
+        let pid = s.pid;
+        self.scheduler.close(slot);
+        let deadline_ns = self.sys.now_ns() + nanos(KILL_TIMEOUT);
+        self.set_slot_timer(slot, deadline_ns);
+        match (&mut self.nursery, pid) {
+            (Some(nursery), _) => {
+                // An error here is the nursery's end, which its socket will tell.
+                let _ = nursery.command(command, None);
+            }
+            (None, Some(pid)) => {
+                let _ = self.sys.kill(-pid, SIGKILL);
+            }
+            (None, None) => {}
+        }
+    }
+
+    // ---- dying
+
+    /// A worker has ended (`None`: nobody knows how): every job of its slot gets what it deserves.
+    fn on_exit(&mut self, slot: usize, exit: Option<Exit>) {
+        if self.slots[slot].doom != Some(Doom::Hostile) && exit.is_some() {
+            self.drain_slot(slot);
+        }
+        if self.slots[slot].doom != Some(Doom::Hostile) {
+            self.salvage(slot);
+        }
+        let was_ready = self.slots[slot].ready;
+        let blamed = self.vacate(slot, exit);
+        let s = &mut self.slots[slot];
+        s.spawn_failures = 0;
+        s.proved |= blamed;
+        if s.proved {
+            s.early_deaths = 0;
+        } else {
+            s.early_deaths += 1;
+        }
+        if !was_ready {
+            s.failed_starts += 1;
+            let start_error = match exit {
+                Some(Exit::Code(n)) => format!("set-up ended with exit code {n}"),
+                Some(Exit::Signal(n)) => format!("set-up ended by signal {n}"),
+                None => "set-up ended".to_owned(),
+            };
+            self.start_error.get_or_insert(start_error);
+        }
+        let s = &self.slots[slot];
+        if self.nursery.is_none() || s.failed_starts >= EARLY_DEATHS_MAX {
+            return self.give_up(slot);
+        }
+        if s.early_deaths > 0 {
+            let at = self.sys.now_ns() + nanos(backoff(s.early_deaths));
+            self.set_slot_timer(slot, at);
+        } else if let Err(error) = self.start_worker(slot) {
+            self.on_spawn_failure(slot, error);
+        }
+    }
+
+    /// Clears a slot of its dead worker: settles what started, takes back what did not. Returns whether a job was
+    /// blamed.
+    fn vacate(&mut self, slot: usize, exit: Option<Exit>) -> bool {
+        self.transport.detach(&mut self.reactor, slot);
+        self.scheduler.close(slot);
+        self.clear_slot_timer(slot);
+        let s = &mut self.slots[slot];
+        let was_ready = s.ready;
+        s.lifeline = None;
+        s.assembly = None;
+        let sent = s.sent_seq.wrapping_sub(s.due_seq);
+        let word = s.memory.control().claim.load();
+        let started = match s.doom {
+            Some(Doom::Hostile) => sent,
+            // An honest worker publishes a result before its next claim: after salvage one job at most is open.
+            _ => match claim::started(word, s.epoch, s.due_seq, s.sent_seq) {
+                Ok(n) if n <= 1 => n,
+                _ => sent,
+            },
+        };
+        let doom = s.doom.take();
+        s.life = Life::Empty;
+        for _ in 0..started {
+            let outcome = match &doom {
+                Some(Doom::TimedOut { after }) => Outcome::TimedOut { after: *after },
+                Some(Doom::Cancelled { why }) => Outcome::Cancelled { why: why.clone() },
+                Some(Doom::Stalled | Doom::Hostile) | None => Outcome::Crashed(Crash {
+                    cause: match exit {
+                        Some(Exit::Signal(n)) => CrashCause::Signal(n),
+                        Some(Exit::Code(n)) => CrashCause::Code(n),
+                        None => CrashCause::Unknown,
+                    },
+                    oom: None,
+                }),
+            };
+            self.settle_started(slot, outcome);
+        }
+        let unclaimed_sent = self.slots[slot].in_flight();
+        self.take_back(slot, 0);
+        if started == 0 && unclaimed_sent && was_ready {
+            self.charge_next();
+        }
+        started > 0
+    }
+
+    /// The first job of this slot that has no result has this outcome.
+    fn settle_started(&mut self, slot: usize, outcome: Outcome<Vec<u8>>) {
+        let s = &mut self.slots[slot];
+        let position = s.journal.next_live(s.due);
+        debug_assert!(position < s.sent, "what started was sent");
+        let entry = *s.journal.entry(position);
+        s.journal.void(position);
+        s.due = position + 1;
+        s.due_seq = s.due_seq.wrapping_add(1);
+        self.leave_slot(slot, entry.job, entry.estimate_ns);
+        self.finish(entry.job, outcome, Some(slot));
+    }
+
+    /// A worker died, or had to be killed, with nothing running: the job that was next in line is charged with it.
+    fn charge_next(&mut self) {
+        let Some(&job) = self.front.front() else { return };
+        let r = self.table.get_mut(job);
+        r.charges += 1;
+        if r.charges >= CHARGES_MAX {
+            self.drop_front(job);
+            let crash = Crash { cause: CrashCause::NeverStarted, oom: None };
+            self.finish(job, Outcome::Crashed(crash), None);
+        }
+    }
+
+    /// Removes the first waiting job, and its bytes.
+    fn drop_front(&mut self, job: JobIndex) {
+        self.front.pop_front();
+        if let Place::FrontInSlot(slot, position) = self.table.get(job).place {
+            self.slots[slot as usize].journal.void(position);
+        }
+    }
+
+    fn give_up(&mut self, slot: usize) {
+        self.clear_slot_timer(slot);
+        self.slots[slot].life = Life::GivenUp;
+        if self.slots.iter().any(|s| s.life != Life::GivenUp) {
+            return;
+        }
+        let why = self.start_error.clone().unwrap_or_else(|| "every worker died".to_owned());
+        let reason = Reason::NoWorkers(why);
+        while let Some(&job) = self.front.front() {
+            self.drop_front(job);
+            self.finish(job, Outcome::Rejected { reason: reason.clone() }, None);
+        }
+        loop {
+            let position = self.queue.next_live(self.queue.head());
+            if position == self.queue.tail() {
+                break;
+            }
+            let job = self.queue.entry(position).job;
+            self.queue.void(position);
+            self.finish(job, Outcome::Rejected { reason: reason.clone() }, None);
+        }
+        self.hopeless = Some(reason);
+    }
+
+    // ---- time
+
+    pub(super) fn on_alarm(&mut self, alarm: Alarm, now_ns: u64) -> OsResult<()> {
+        match alarm {
+            Alarm::Tick => self.on_tick(now_ns),
+            Alarm::Steal => {
+                // The turn fills the slots after this anyway.
+                self.steal = None;
+                Ok(())
+            }
+            Alarm::Slot(slot) => {
+                self.slots[slot].timer = None;
+                match self.slots[slot].life {
+                    Life::Empty => {
+                        if let Err(error) = self.start_worker(slot) {
+                            self.on_spawn_failure(slot, error);
+                        }
+                    }
+                    Life::Starting => {
+                        self.start_error.get_or_insert_with(|| "set-up did not end in time".to_owned());
+                        self.kill(slot, Doom::Stalled);
+                    }
+                    Life::Dying => self.abandon(slot)?,
+                    Life::Running | Life::GivenUp => {}
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// A worker that cannot be killed keeps its memory for ever; the slot goes on with memory of its own.
+    fn abandon(&mut self, slot: usize) -> OsResult<()> {
+        self.drain_slot(slot);
+        self.vacate(slot, Some(Exit::Signal(SIGKILL)));
+        let old = &self.slots[slot];
+        let generation = old.generation;
+        let fresh = Slot::create(&self.sys, 0)?;
+        // The journal is the host's own and stays: jobs in front still lie in it.
+        let s = &mut self.slots[slot];
+        s.file = fresh.file;
+        s.memory = fresh.memory;
+        s.generation = generation;
+        self.stats.abandoned += 1;
+        if let Err(error) = self.start_worker(slot) {
+            self.on_spawn_failure(slot, error);
+        }
+        Ok(())
+    }
+
+    /// Sets the next look at deadlines and lost edges, while any slot holds jobs.
+    pub(super) fn set_tick(&mut self) {
+        let now_ns = self.sys.now_ns();
+        self.set_tick_before(now_ns, u64::MAX);
+    }
+
+    fn set_tick_before(&mut self, now_ns: u64, latest_ns: u64) {
+        let period_ns = if self.timed_jobs() > 0 {
+            (self.shortest_timeout_ns() / 100).clamp(nanos(SAMPLE_MIN), nanos(SLEEP_MAX))
+        } else {
+            nanos(SLEEP_MAX).min(self.config.stall_ns / 4).max(nanos(SAMPLE_MIN))
+        };
+        let at = (now_ns + period_ns).min(latest_ns.max(now_ns + 1));
+        self.tick = Some(self.reactor.set_timer(at, Alarm::Tick.to_bits()));
+    }
+
+    /// A job with a timeout has joined others that have none: the tick must come sooner.
+    pub(super) fn hasten_tick(&mut self) {
+        if let Some(tick) = self.tick.take() {
+            self.reactor.cancel_timer(tick);
+        }
+        self.set_tick();
+    }
+
+    fn on_tick(&mut self, now_ns: u64) -> OsResult<()> {
+        self.tick = None;
+        let mut any = false;
+        let mut soonest_ns = u64::MAX;
+        for slot in 0..self.slots.len() {
+            if self.scheduler.jobs(slot) == 0 {
+                continue;
+            }
+            any = true;
+            if self.slots[slot].blocked {
+                self.mark_dirty(slot);
+            }
+            if let Some(expiry_ns) = self.sample(slot, now_ns) {
+                soonest_ns = soonest_ns.min(expiry_ns);
+            }
+            if now_ns.saturating_sub(self.slots[slot].progress_ns) >= nanos(SLEEP_MAX) {
+                self.transport.rearm(&mut self.reactor, slot)?;
+            }
+        }
+        if self.nursery.as_ref().is_some_and(|n| n.has_waiting()) {
+            self.hear()?;
+        }
+        if any || self.slots.iter().any(|s| s.life == Life::Dying) {
+            self.set_tick_before(now_ns, soonest_ns);
+        }
+        Ok(())
+    }
+
+    /// Looks at a slot's claim word. Returns when its job in hand is due to be killed.
+    fn sample(&mut self, slot: usize, now_ns: u64) -> Option<u64> {
+        let s = &mut self.slots[slot];
+        if s.life != Life::Running || !s.in_flight() {
+            return None;
+        }
+        let control = s.memory.control();
+        let word = control.claim.load();
+        let Ok(started) = claim::started(word, s.epoch, s.due_seq, s.sent_seq) else {
+            self.kill(slot, Doom::Hostile);
+            return None;
+        };
+        // Time counts from when the claim was first seen, so never early; it stands still while results wait for us.
+        if word.seq != s.sampled_seq || control.phase() == Phase::WaitingForRoom {
+            s.sampled_seq = word.seq;
+            s.sampled_ns = now_ns;
+        }
+        let limit_ns = if started == 0 {
+            self.config.stall_ns
+        } else {
+            let s = &self.slots[slot];
+            let mut position = s.journal.next_live(s.due);
+            for _ in 1..started {
+                position = s.journal.next_live(position + 1);
+            }
+            self.table.get(s.journal.entry(position).job).timeout_ns
+        };
+        if limit_ns == 0 {
+            return None;
+        }
+        let expiry_ns = self.slots[slot].sampled_ns.saturating_add(limit_ns);
+        if now_ns < expiry_ns {
+            return Some(expiry_ns);
+        }
+        self.expire(slot, now_ns, word.seq, started > 0, limit_ns);
+        None
+    }
+
+    /// A deadline has passed: takes everything back, looks once more, and kills only if nothing has moved.
+    fn expire(&mut self, slot: usize, now_ns: u64, seen_seq: u32, running: bool, limit_ns: u64) {
+        self.drain_slot(slot);
+        if self.slots[slot].life != Life::Running {
+            return;
+        }
+        let Some(word) = self.reclaim(slot) else { return };
+        let s = &mut self.slots[slot];
+        let moved = word.seq != seen_seq || (running && !s.in_flight());
+        if moved {
+            s.sampled_seq = word.seq;
+            s.sampled_ns = now_ns;
+        } else if running {
+            self.kill(slot, Doom::TimedOut { after: Duration::from_nanos(limit_ns) });
+        } else {
+            self.kill(slot, Doom::Stalled);
+            self.charge_next();
+        }
+    }
+}
+
+fn backoff(failures: u32) -> Duration {
+    RESPAWN_BACKOFF_MIN.saturating_mul(1 << failures.saturating_sub(1).min(16)).min(RESPAWN_BACKOFF_MAX)
+}

@@ -1,0 +1,195 @@
+//! Fixed rings over memory that is mapped twice in a row.
+//!
+//! Positions are monotone byte counts that wrap at 2⁶⁴; a position's place is its remainder by the ring's size. Since
+//! the memory is mapped twice, every run of at most one ring is a plain slice: no frame is ever split.
+//!
+//! [`ByteRing`] belongs to one process. [`Publication`] is the one word by which a writer tells another process how
+//! far its bytes are complete.
+#![allow(unsafe_code)]
+
+use crate::sync::{AtomicU64, Ordering};
+use crate::sys::Mapping;
+
+/// Ring memory: `size` bytes after `prefix` bytes of a [`Mapping`].
+#[derive(Debug)]
+pub struct RingMemory {
+    map: Mapping,
+    prefix: usize,
+    size: usize,
+}
+
+impl RingMemory {
+    /// The ring behind the mapping's first `prefix` bytes.
+    ///
+    /// # Panics
+    /// When what is left is not two copies of a power of two.
+    pub fn new(map: Mapping, prefix: usize) -> Self {
+        let size = (map.size() - prefix) / 2;
+        assert!(size.is_power_of_two() && map.size() == prefix + 2 * size, "a ring that is mapped twice");
+        Self { map, prefix, size }
+    }
+
+    /// Units: bytes.
+    #[inline]
+    pub fn size(&self) -> usize {
+        self.size
+    }
+
+    /// First byte of the mapping's prefix.
+    #[inline]
+    pub fn prefix_ptr(&self) -> *mut u8 {
+        self.map.as_ptr()
+    }
+
+    #[inline]
+    fn at(&self, position: u64, len: usize) -> *mut u8 {
+        assert!(len <= self.size, "no run is longer than the ring");
+        let offset = (position as usize) & (self.size - 1);
+        // offset < size and len <= size, so the run ends inside the second copy.
+        self.map.as_ptr().wrapping_add(self.prefix + offset)
+    }
+
+    /// `len` bytes from `position` on.
+    #[inline]
+    pub fn slice(&self, position: u64, len: usize) -> &[u8] {
+        // SAFETY: `at` keeps the run inside the live mapping; this process alone writes this memory, and only through
+        // `&mut self`.
+        unsafe { std::slice::from_raw_parts(self.at(position, len), len) }
+    }
+
+    /// `len` writable bytes from `position` on.
+    #[inline]
+    pub fn slice_mut(&mut self, position: u64, len: usize) -> &mut [u8] {
+        // SAFETY: as in `slice`; `&mut self` makes this the only reference. The two copies of a byte are never both
+        // inside one run, since a run is no longer than the ring.
+        unsafe { std::slice::from_raw_parts_mut(self.at(position, len), len) }
+    }
+
+    /// Copies bytes out that another process may be writing to: what is copied is anything, but it is then ours.
+    pub fn copy_out(&self, position: u64, into: &mut [u8]) {
+        let from = self.at(position, into.len());
+        // SAFETY: `at` keeps the source inside the live mapping; the target is an exclusive borrow and not shared memory.
+        unsafe { std::ptr::copy_nonoverlapping(from, into.as_mut_ptr(), into.len()) }
+    }
+
+    /// Copies `len` bytes from one position to another; the runs do not overlap.
+    pub fn copy_within(&mut self, from: u64, to: u64, len: usize) {
+        let distance = to.wrapping_sub(from) as usize;
+        assert!(distance >= len && distance + len <= self.size, "two runs of one ring that do not overlap");
+        let source = self.at(from, len);
+        let target = self.at(to, len);
+        // SAFETY: both runs lie inside the mapping and, by the assertion, share no byte of the ring.
+        unsafe { std::ptr::copy_nonoverlapping(source, target, len) }
+    }
+}
+
+/// A ring of bytes with one owner: append at the tail, free at the head.
+#[derive(Debug)]
+pub struct ByteRing {
+    memory: RingMemory,
+    head: u64,
+    tail: u64,
+}
+
+impl ByteRing {
+    /// An empty ring whose first position is `start`.
+    pub fn new(memory: RingMemory, start: u64) -> Self {
+        Self { memory, head: start, tail: start }
+    }
+
+    /// Position of the next byte to be appended.
+    #[inline]
+    pub fn tail(&self) -> u64 {
+        self.tail
+    }
+
+    /// Bytes that can be appended now.
+    #[inline]
+    pub fn room(&self) -> usize {
+        self.memory.size() - self.tail.wrapping_sub(self.head) as usize
+    }
+
+    /// Bytes between head and tail.
+    #[inline]
+    pub fn used(&self) -> usize {
+        self.tail.wrapping_sub(self.head) as usize
+    }
+
+    /// Appends `len` bytes, to be filled by the caller. `None` when there is no room.
+    #[inline]
+    pub fn append(&mut self, len: usize) -> Option<&mut [u8]> {
+        if len > self.room() {
+            return None;
+        }
+        let at = self.tail;
+        self.tail = self.tail.wrapping_add(len as u64);
+        Some(self.memory.slice_mut(at, len))
+    }
+
+    /// Appends a copy of bytes that are already in this ring. `false` when there is no room.
+    pub fn append_from_self(&mut self, position: u64, len: usize) -> bool {
+        if len > self.room() {
+            return false;
+        }
+        self.memory.copy_within(position, self.tail, len);
+        self.tail = self.tail.wrapping_add(len as u64);
+        true
+    }
+
+    /// `len` bytes from `position` on, which lie between head and tail.
+    #[inline]
+    pub fn bytes(&self, position: u64, len: usize) -> &[u8] {
+        debug_assert!(self.holds(position, len));
+        self.memory.slice(position, len)
+    }
+
+    /// As [`ByteRing::bytes`], writable.
+    #[inline]
+    pub fn bytes_mut(&mut self, position: u64, len: usize) -> &mut [u8] {
+        debug_assert!(self.holds(position, len));
+        self.memory.slice_mut(position, len)
+    }
+
+    fn holds(&self, position: u64, len: usize) -> bool {
+        position.wrapping_sub(self.head) as usize + len <= self.used()
+    }
+
+    /// Frees everything before `position`. The head never moves back.
+    #[inline]
+    pub fn free_to(&mut self, position: u64) {
+        debug_assert!(position.wrapping_sub(self.head) as usize <= self.used());
+        self.head = position;
+    }
+}
+
+/// How far a writer's bytes are complete, for a reader in another process.
+///
+/// The writer stores the tail after the bytes; a reader that loads it sees them. A reader that does not trust the
+/// writer checks the distance itself.
+#[derive(Debug)]
+#[repr(transparent)]
+pub struct Publication(AtomicU64);
+
+#[cfg(not(all(test, seqpool_loom)))]
+const _: () = assert!(size_of::<Publication>() == 8);
+
+impl Publication {
+    /// Nothing published beyond `start`.
+    pub fn new(start: u64) -> Self {
+        Self(AtomicU64::new(start))
+    }
+
+    /// Everything before `tail` is complete.
+    #[inline]
+    pub fn publish(&self, tail: u64) {
+        // Release: pairs with the Acquire in `observe`; the bytes come before the word.
+        self.0.store(tail, Ordering::Release);
+    }
+
+    /// How far the bytes are complete.
+    #[inline]
+    pub fn observe(&self) -> u64 {
+        // Acquire: pairs with the Release in `publish`.
+        self.0.load(Ordering::Acquire)
+    }
+}

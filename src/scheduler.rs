@@ -1,0 +1,192 @@
+//! Floor 3: which slot gets the next job, how much each is given ahead, and when work is taken back. Pure: no
+//! descriptor, no clock, no job; sizes and times arrive as arguments.
+//!
+//! A slot's window is measured in *time*: about [`WINDOW_NS`] of work by a running estimate of service time, and always
+//! one job more than is running, since it can be taken back. So long jobs go nearly one at a time and tiny ones in
+//! thousands, with no knob.
+//!
+//! The pool calls [`Scheduler::place`] for each job, tells what it [`added`](Scheduler::added) and what was
+//! [`removed`](Scheduler::removed), and asks for a [`victim`](Scheduler::victim) when a worker idles.
+
+use crate::limits::{STEAL_NS, WINDOW_JOBS_MAX, WINDOW_NS};
+
+/// Weight of a new run time in the estimate: one in 2^this.
+const LEARN_SHIFT: u32 = 3;
+/// What a job of unknown service time counts as: so much that a slot gets one ahead and no more.
+const UNKNOWN_NS: u32 = WINDOW_NS as u32;
+
+/// Running estimate of one handler's service time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Service {
+    /// Units: 1/256 nanosecond, so that nanosecond jobs do not round to nothing. 0: unknown.
+    scaled: u64,
+}
+
+impl Service {
+    /// The estimate. Units: nanoseconds, at least one.
+    #[inline]
+    pub(crate) fn estimate_ns(self) -> u32 {
+        if self.scaled == 0 { UNKNOWN_NS } else { u32::try_from(self.scaled >> 8).unwrap_or(u32::MAX).max(1) }
+    }
+
+    /// Takes one run into account.
+    #[inline]
+    pub(crate) fn learn(&mut self, run_ns: u32) {
+        let run = (u64::from(run_ns) << 8).max(1);
+        self.scaled = match self.scaled {
+            0 => run,
+            old => (old - (old >> LEARN_SHIFT) + (run >> LEARN_SHIFT)).max(1),
+        };
+    }
+}
+
+/// What a slot holds: sent or about to be sent, and not settled.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Load {
+    open: bool,
+    jobs: usize,
+    /// Sum of the estimates under which its jobs were added.
+    work_ns: u64,
+    /// Whether it stands on the idle stack.
+    listed: bool,
+}
+
+/// Loads of all slots.
+#[derive(Clone, Debug)]
+pub(crate) struct Scheduler {
+    slots: Box<[Load]>,
+    window_jobs_max: usize,
+    /// Slots that were seen idle, latest last; entries that are not idle any more are dropped when met. The latest is
+    /// given work first: its worker still spins and its caches are warm.
+    idle: Vec<usize>,
+    /// The slot that is being filled, so that its frames leave as one packet.
+    cursor: usize,
+}
+
+impl Scheduler {
+    /// `slots` closed slots, none of which ever holds more than `window_jobs_max` jobs.
+    pub(crate) fn new(slots: usize, window_jobs_max: usize) -> Self {
+        Self {
+            slots: vec![Load::default(); slots].into_boxed_slice(),
+            window_jobs_max: window_jobs_max.clamp(1, WINDOW_JOBS_MAX),
+            idle: Vec::with_capacity(slots),
+            cursor: 0,
+        }
+    }
+
+    /// The slot has a worker and may be given jobs.
+    pub(crate) fn open(&mut self, slot: usize) {
+        self.slots[slot].open = true;
+        self.list_if_idle(slot);
+    }
+
+    /// The slot is given no more jobs.
+    pub(crate) fn close(&mut self, slot: usize) {
+        self.slots[slot].open = false;
+    }
+
+    /// How many slots are open.
+    pub(crate) fn open_slots(&self) -> usize {
+        self.slots.iter().filter(|s| s.open).count()
+    }
+
+    /// Jobs that the slot holds.
+    #[inline]
+    pub(crate) fn jobs(&self, slot: usize) -> usize {
+        self.slots[slot].jobs
+    }
+
+    fn list_if_idle(&mut self, slot: usize) {
+        let load = &mut self.slots[slot];
+        if load.open && load.jobs == 0 && !load.listed {
+            load.listed = true;
+            self.idle.push(slot);
+        }
+    }
+
+    /// An idle slot, the one that has been busy last.
+    #[inline]
+    pub(crate) fn idle_slot(&mut self) -> Option<usize> {
+        while let Some(&slot) = self.idle.last() {
+            if self.slots[slot].open && self.slots[slot].jobs == 0 {
+                return Some(slot);
+            }
+            self.slots[slot].listed = false;
+            self.idle.pop();
+        }
+        None
+    }
+
+    #[inline]
+    fn has_room(&self, slot: usize, estimate_ns: u32) -> bool {
+        let load = &self.slots[slot];
+        load.open
+            && load.jobs < self.window_jobs_max
+            && (load.jobs < 2 || load.work_ns + u64::from(estimate_ns) <= WINDOW_NS)
+    }
+
+    /// The slot for a job of this estimate: an idle one, else the one that is being filled, else the next with room.
+    /// `fits` tells whether the job's bytes fit a slot that is not idle.
+    #[inline]
+    pub(crate) fn place(&mut self, estimate_ns: u32, fits: impl Fn(usize) -> bool) -> Option<usize> {
+        if let Some(slot) = self.idle_slot() {
+            return Some(slot);
+        }
+        for _ in 0..self.slots.len() {
+            if self.has_room(self.cursor, estimate_ns) && fits(self.cursor) {
+                return Some(self.cursor);
+            }
+            self.cursor = (self.cursor + 1) % self.slots.len();
+        }
+        None
+    }
+
+    /// The least loaded slot with room, for work that is to be shared out evenly.
+    pub(crate) fn place_evenly(&mut self, estimate_ns: u32, fits: impl Fn(usize) -> bool) -> Option<usize> {
+        (0..self.slots.len())
+            .filter(|&s| self.has_room(s, estimate_ns) && fits(s))
+            .min_by_key(|&s| (self.slots[s].work_ns, self.slots[s].jobs))
+    }
+
+    /// How many of `waiting` jobs the least loaded slot gets before the next one has its turn.
+    pub(crate) fn share(&self, waiting: usize) -> usize {
+        (waiting / (2 * self.open_slots().max(1))).max(1)
+    }
+
+    /// The slot has been given a job of this estimate.
+    #[inline]
+    pub(crate) fn added(&mut self, slot: usize, estimate_ns: u32) {
+        let load = &mut self.slots[slot];
+        load.jobs += 1;
+        load.work_ns += u64::from(estimate_ns);
+    }
+
+    /// A job that was added under this estimate is settled or taken back.
+    #[inline]
+    pub(crate) fn removed(&mut self, slot: usize, estimate_ns: u32) {
+        let load = &mut self.slots[slot];
+        debug_assert!(load.jobs > 0, "removed what was added");
+        load.jobs -= 1;
+        load.work_ns -= u64::from(estimate_ns);
+        if load.jobs == 0 {
+            self.list_if_idle(slot);
+        }
+    }
+
+    /// The slot from which unstarted work is worth taking back for an idle one: the one with most of it. `stuck` tells
+    /// of slots that have brought no result for a whole window: their estimate cannot be trusted.
+    pub(crate) fn victim(&self, stuck: impl Fn(usize) -> bool) -> Option<usize> {
+        let unstarted_ns = |s: usize| {
+            let load = &self.slots[s];
+            if load.jobs < 2 { 0 } else { load.work_ns / load.jobs as u64 * (load.jobs as u64 - 1) }
+        };
+        (0..self.slots.len())
+            .filter(|&s| self.slots[s].open && self.slots[s].jobs >= 2 && (unstarted_ns(s) > STEAL_NS || stuck(s)))
+            .max_by_key(|&s| unstarted_ns(s))
+    }
+
+    /// Whether any open slot holds more than it can be running.
+    pub(crate) fn has_unstarted(&self) -> bool {
+        self.slots.iter().any(|s| s.open && s.jobs >= 2)
+    }
+}

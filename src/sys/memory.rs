@@ -1,0 +1,138 @@
+//! Memory files and mappings; the ring that is mapped twice.
+//!
+//! # Source
+//! `memfd_create(2)`, `mmap(2)`, `madvise(2)`, `fcntl(2)` (seals).
+
+use super::{OsError, OsResult};
+use nix::fcntl::{FcntlArg, SealFlag, fcntl};
+use std::ffi::CStr;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::ptr::NonNull;
+
+pub(super) fn memfd(name: &CStr, size: usize) -> OsResult<OwnedFd> {
+    use nix::sys::memfd::{MFdFlags, memfd_create};
+    let fd = memfd_create(name, MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING)
+        .map_err(|e| OsError::from_nix("memfd_create", e))?;
+    nix::unistd::ftruncate(fd.as_fd(), size as i64).map_err(|e| OsError::from_nix("ftruncate", e))?;
+    let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;
+    fcntl(fd.as_fd(), FcntlArg::F_ADD_SEALS(seals)).map_err(|e| OsError::from_nix("fcntl", e))?;
+    Ok(fd)
+}
+
+/// Who else sees a mapping.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sharing {
+    /// A forked child inherits it.
+    Inherited,
+    /// A forked child does not have it (`MADV_DONTFORK`).
+    NotInherited,
+}
+
+/// A shared mapping of a memory file: a plain prefix, then a ring that is mapped twice in a row.
+///
+/// Shape: `[prefix][ring][ring again]`. Byte `i` of the ring and byte `i + ring` are the same memory, so that any
+/// run of at most `ring` bytes that starts in the first copy is contiguous, wherever it wraps.
+#[derive(Debug)]
+pub struct Mapping {
+    base: NonNull<u8>,
+    size: usize,
+    /// The process that has it: in a fork of that process the range may be somebody else's by now.
+    owner: super::Pid,
+}
+
+// SAFETY: a Mapping owns its address range, as a Box owns its memory; nothing in it is tied to a thread.
+unsafe impl Send for Mapping {}
+
+impl Mapping {
+    pub(super) fn map_ring(fd: BorrowedFd<'_>, prefix: usize, ring: usize, sharing: Sharing) -> OsResult<Self> {
+        let size = prefix + 2 * ring;
+        // SAFETY: a new anonymous range at an address of the kernel's choice: nothing existing is touched.
+        let base = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                size,
+                libc::PROT_NONE,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
+                -1,
+                0,
+            )
+        };
+        if base == libc::MAP_FAILED {
+            return Err(OsError::last("mmap"));
+        }
+        let base = NonNull::new(base.cast::<u8>()).ok_or(OsError { call: "mmap", errno: libc::EINVAL })?;
+        // Owned from here on: an error below unmaps the whole range.
+        let mapping = Self { base, size, owner: super::own_pid() };
+        mapping.place(fd, 0, prefix + ring, 0)?;
+        mapping.place(fd, prefix + ring, ring, prefix)?;
+        if sharing == Sharing::NotInherited {
+            // SAFETY: the range is ours, whole and page-aligned; MADV_DONTFORK changes nothing in this process.
+            let n = unsafe { libc::madvise(base.as_ptr().cast(), size, libc::MADV_DONTFORK) };
+            if n < 0 {
+                return Err(OsError::last("madvise"));
+            }
+        }
+        Ok(mapping)
+    }
+
+    /// Replaces `[at, at + size)` of the reserved range by the file's bytes from `offset` on.
+    fn place(&self, fd: BorrowedFd<'_>, at: usize, size: usize, offset: usize) -> OsResult<()> {
+        assert!(at + size <= self.size, "inside the reserved range");
+        if size == 0 {
+            return Ok(());
+        }
+        let address = self.base.as_ptr().wrapping_add(at);
+        // SAFETY: MAP_FIXED replaces only `[at, at + size)` of our own reservation (asserted above), to which no
+        // reference exists yet.
+        let got = unsafe {
+            libc::mmap(
+                address.cast(),
+                size,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_SHARED | libc::MAP_FIXED,
+                fd.as_raw_fd(),
+                offset as libc::off_t,
+            )
+        };
+        if got == libc::MAP_FAILED { Err(OsError::last("mmap")) } else { Ok(()) }
+    }
+
+    /// First byte of the mapping; page-aligned.
+    pub fn as_ptr(&self) -> *mut u8 {
+        self.base.as_ptr()
+    }
+
+    /// Bytes from first to last, the second copy of the ring included.
+    pub fn size(&self) -> usize {
+        self.size
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        if super::own_pid() != self.owner {
+            return;
+        }
+        // SAFETY: the range is ours alone, and whoever borrowed from it borrowed from `self`.
+        let n = unsafe { libc::munmap(self.base.as_ptr().cast(), self.size) };
+        debug_assert_eq!(n, 0, "munmap of our own range");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_ring_is_contiguous_across_its_end_and_its_file_cannot_shrink() {
+        let fd = memfd(c"test", 4096 + 8192).unwrap();
+        let map = Mapping::map_ring(fd.as_fd(), 4096, 8192, Sharing::NotInherited).unwrap();
+        assert_eq!(map.size(), 4096 + 2 * 8192);
+        let last = map.as_ptr().wrapping_add(4096 + 8191);
+        // SAFETY: two bytes that both lie inside the mapping.
+        unsafe { std::ptr::copy_nonoverlapping([7u8, 9].as_ptr(), last, 2) };
+        // SAFETY: the first byte of the ring lies inside the mapping.
+        assert_eq!(unsafe { map.as_ptr().wrapping_add(4096).read() }, 9);
+        assert!(nix::unistd::ftruncate(fd.as_fd(), 0).is_err(), "sealed");
+    }
+}

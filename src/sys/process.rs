@@ -1,0 +1,211 @@
+//! What a process does to itself and learns of its children.
+//!
+//! # Source
+//! `setpgid(2)`, `setpriority(2)`, `close_range(2)`, `waitid(2)`, `wait4(2)`, `prctl(2)`, `fcntl(2)` (`F_SETOWN`).
+
+use super::{OsError, OsResult, Pid};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+
+/// How a process ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exit {
+    /// It exited with this code.
+    Code(i32),
+    /// This signal ended it.
+    Signal(i32),
+}
+
+/// What a process had used when it ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Usage {
+    /// User time. Units: microseconds.
+    pub user_us: u64,
+    /// System time. Units: microseconds.
+    pub system_us: u64,
+    /// Peak resident memory. Units: KiB.
+    pub resident_max_kib: u64,
+}
+
+/// A reaped child.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ExitReport {
+    /// How it ended.
+    pub exit: Exit,
+    /// What it used.
+    pub usage: Usage,
+}
+
+fn check(call: &'static str, n: i32) -> OsResult<i32> {
+    if n < 0 { Err(OsError::last(call)) } else { Ok(n) }
+}
+
+pub(super) fn peek_exited_child() -> OsResult<Option<Pid>> {
+    // SAFETY: siginfo_t is plain data, for which all-zero is valid; waitid(2) leaves si_pid 0 when nobody has ended.
+    let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+    let options = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;
+    // SAFETY: `info` is live and writable for the call.
+    let n = unsafe { libc::waitid(libc::P_ALL, 0, &mut info, options) };
+    if n < 0 {
+        let error = OsError::last("waitid");
+        return match error.errno {
+            libc::ECHILD | libc::EINTR => Ok(None),
+            _ => Err(error),
+        };
+    }
+    // SAFETY: waitid(2) has filled the fields of a SIGCHLD, or left them zero.
+    let pid = unsafe { info.si_pid() };
+    Ok((pid != 0).then_some(pid))
+}
+
+pub(super) fn reap(pid: Pid) -> OsResult<Option<ExitReport>> {
+    let mut status = 0;
+    // SAFETY: rusage is plain data, for which all-zero is valid.
+    let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
+    // SAFETY: `status` and `usage` are live and writable for the call.
+    let n = unsafe { libc::wait4(pid, &mut status, libc::WNOHANG, &mut usage) };
+    match check("wait4", n) {
+        Ok(0) => return Ok(None),
+        Ok(_) => {}
+        Err(e) if e.errno == libc::EINTR => return Ok(None),
+        Err(e) => return Err(e),
+    }
+    let exit = if libc::WIFSIGNALED(status) {
+        Exit::Signal(libc::WTERMSIG(status))
+    } else {
+        Exit::Code(libc::WEXITSTATUS(status))
+    };
+    let micros = |t: libc::timeval| t.tv_sec as u64 * 1_000_000 + t.tv_usec as u64;
+    let usage = Usage {
+        user_us: micros(usage.ru_utime),
+        system_us: micros(usage.ru_stime),
+        resident_max_kib: usage.ru_maxrss as u64,
+    };
+    Ok(Some(ExitReport { exit, usage }))
+}
+
+/// This process's id.
+pub(crate) fn own_pid() -> Pid {
+    std::process::id() as Pid
+}
+
+/// Makes this process the leader of a new process group.
+pub(crate) fn become_group_leader() -> OsResult<()> {
+    set_group(0)
+}
+
+/// Makes a child the leader of its own process group. A child that is gone, or has exec'ed, is no error.
+pub(crate) fn set_group(pid: Pid) -> OsResult<()> {
+    // SAFETY: setpgid(2) takes two words.
+    let n = unsafe { libc::setpgid(pid, pid) };
+    match check("setpgid", n) {
+        Err(e) if pid != 0 && matches!(e.errno, libc::ESRCH | libc::EACCES) => Ok(()),
+        other => other.map(drop),
+    }
+}
+
+/// Orphaned descendants become children of this process.
+pub(crate) fn become_subreaper() -> OsResult<()> {
+    nix::sys::prctl::set_child_subreaper(true).map_err(|e| OsError::from_nix("prctl", e))
+}
+
+/// Names this process for `ps` and `top`; the kernel keeps 15 bytes.
+pub(crate) fn set_name(name: &std::ffi::CStr) {
+    let _ = nix::sys::prctl::set_name(name);
+}
+
+/// Sets the nice value, from -20 to 19.
+pub(crate) fn set_nice(nice: i32) -> OsResult<()> {
+    // SAFETY: setpriority(2) takes three words.
+    let n = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, nice) };
+    check("setpriority", n).map(drop)
+}
+
+/// No core file when this process crashes.
+pub(crate) fn forbid_core_files() -> OsResult<()> {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let (_, hard) = getrlimit(Resource::RLIMIT_CORE).map_err(|e| OsError::from_nix("getrlimit", e))?;
+    setrlimit(Resource::RLIMIT_CORE, 0, hard).map_err(|e| OsError::from_nix("setrlimit", e))
+}
+
+/// Closes every descriptor above 2 except those in `keep`.
+pub(crate) fn close_all_except(keep: &[RawFd]) -> OsResult<()> {
+    let mut keep: Vec<u32> = keep.iter().map(|&fd| fd as u32).filter(|&fd| fd > 2).collect();
+    keep.sort_unstable();
+    let mut first = 3u32;
+    for fd in keep.into_iter().map(Some).chain([None]) {
+        let last = fd.map_or(u32::MAX, |fd| fd - 1);
+        if first <= last {
+            // SAFETY: close_range(2) takes three words. Whoever owned these descriptors in the old process never runs
+            // in this freshly forked one.
+            let n = unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
+            check("close_range", n as i32)?;
+        }
+        first = fd.map_or(u32::MAX, |fd| fd + 1);
+    }
+    Ok(())
+}
+
+/// Makes descriptor `to` a copy of `from`, kept across exec as standard streams are.
+pub(crate) fn replace_fd(from: BorrowedFd<'_>, to: RawFd) -> OsResult<()> {
+    // SAFETY: dup2(2) takes two words; `to` is one of the three standard streams, which nobody in this process owns.
+    let n = unsafe { libc::dup2(from.as_raw_fd(), to) };
+    check("dup2", n).map(drop)
+}
+
+/// Whether descriptor 2 is open.
+pub(crate) fn has_stderr() -> bool {
+    // SAFETY: F_GETFD reads a flag of a descriptor number, open or not.
+    unsafe { libc::fcntl(2, libc::F_GETFD) >= 0 }
+}
+
+/// Arms a lifeline: when the last copy of the other end is closed, the kernel kills this process, whatever it blocks.
+///
+/// Returns whether the other end is still open: a host that died before the arming raised no signal.
+pub(crate) fn arm_lifeline(fd: BorrowedFd<'_>) -> OsResult<bool> {
+    let raw = fd.as_raw_fd();
+    // SAFETY: F_SETOWN takes a process id.
+    let n = unsafe { libc::fcntl(raw, libc::F_SETOWN, own_pid()) };
+    check("fcntl", n)?;
+    // SAFETY: F_SETSIG takes a signal number. Not in libc for every target, so by its number (`fcntl(2)`: 10).
+    let n = unsafe { libc::fcntl(raw, F_SETSIG, libc::SIGKILL) };
+    check("fcntl", n)?;
+    // SAFETY: F_GETFL takes no argument.
+    let flags = check("fcntl", unsafe { libc::fcntl(raw, libc::F_GETFL) })?;
+    // SAFETY: F_SETFL takes a flag word.
+    let n = unsafe { libc::fcntl(raw, libc::F_SETFL, flags | libc::O_ASYNC) };
+    check("fcntl", n)?;
+    let mut poll = [super::PollFd::new(fd.as_fd(), super::Interest::READ)];
+    super::epoll::poll(&mut poll, Some(0))?;
+    Ok(!poll[0].is_hung_up())
+}
+
+const F_SETSIG: i32 = 10;
+
+/// Ends this process at once: no destructor, no exit handler.
+pub(crate) fn exit_now(code: i32) -> ! {
+    // SAFETY: _exit(2) takes one word and does not return.
+    unsafe { libc::_exit(code) }
+}
+
+/// The children of this process, adopted ones included.
+///
+/// # Source
+/// `proc(5)`: `/proc/self/task/TID/children`; without it, the parent field of every `/proc/PID/stat`.
+pub(crate) fn children(into: &mut Vec<Pid>) {
+    into.clear();
+    let own = own_pid();
+    if let Ok(list) = std::fs::read_to_string(format!("/proc/self/task/{own}/children")) {
+        into.extend(list.split_ascii_whitespace().filter_map(|p| p.parse::<Pid>().ok()));
+        return;
+    }
+    let Ok(processes) = std::fs::read_dir("/proc") else { return };
+    for entry in processes.flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|n| n.parse::<Pid>().ok()) else { continue };
+        let Ok(stat) = std::fs::read_to_string(format!("/proc/{pid}/stat")) else { continue };
+        // The command's name may hold anything; the fields follow its last parenthesis: state, then parent.
+        let parent = stat.rsplit_once(')').and_then(|(_, rest)| rest.split_ascii_whitespace().nth(1)?.parse().ok());
+        if parent == Some(own) {
+            into.push(pid);
+        }
+    }
+}

@@ -1,0 +1,109 @@
+//! Signals: reset, block, read as descriptors, send.
+//!
+//! # Source
+//! `sigaction(2)`, `sigprocmask(2)`, `signalfd(2)`, `kill(2)`, `fcntl(2)` (`F_SETSIG`).
+
+use super::{OsError, OsResult, Pid};
+use nix::sys::signal as ns;
+use nix::sys::signalfd as sfd;
+use std::os::fd::{AsFd, BorrowedFd};
+
+pub(super) fn kill(pid: Pid, signal: i32) -> OsResult<()> {
+    assert!(pid > 0 || pid < -1, "never everybody, never our own group");
+    // SAFETY: kill(2) takes two words.
+    let n = unsafe { libc::kill(pid, signal) };
+    if n == 0 {
+        return Ok(());
+    }
+    let error = OsError::last("kill");
+    if error.errno == libc::ESRCH { Ok(()) } else { Err(error) }
+}
+
+/// Every signal to its default, none blocked: what a fresh program expects.
+pub(crate) fn reset_signals() {
+    // SAFETY: sigaction is plain data, for which all-zero is SIG_DFL with an empty mask and no flags.
+    let default: libc::sigaction = unsafe { std::mem::zeroed() };
+    for signal in 1..=libc::SIGRTMAX() {
+        // SAFETY: `default` is live for the call; signals that cannot be changed answer EINVAL, which is fine.
+        unsafe { libc::sigaction(signal, &default, std::ptr::null_mut()) };
+    }
+    // Fails only for an unknown `how`.
+    let _ = ns::sigprocmask(ns::SigmaskHow::SIG_SETMASK, Some(&ns::SigSet::empty()), None);
+}
+
+/// Ends this process by `signal` as if no handler and no mask had ever been set; by `SIGABRT` if that does not end it.
+pub(crate) fn raise_default(signal: i32) -> ! {
+    reset_signals();
+    // SAFETY: raise(3) takes one word; the disposition is the default one.
+    unsafe { libc::raise(signal) };
+    std::process::abort()
+}
+
+/// A signal's name, such as `SIGKILL`; `None` for numbers without one.
+pub(crate) fn signal_name(signal: i32) -> Option<&'static str> {
+    ns::Signal::try_from(signal).ok().map(ns::Signal::as_str)
+}
+
+/// Signals to be read from a descriptor instead of being handled.
+pub struct SignalSet(ns::SigSet);
+
+impl SignalSet {
+    /// A set of signal numbers; numbers that are no standard signal are left out.
+    pub fn of(signals: &[i32]) -> Self {
+        let mut set = ns::SigSet::empty();
+        for s in signals.iter().filter_map(|&s| ns::Signal::try_from(s).ok()) {
+            set.add(s);
+        }
+        Self(set)
+    }
+}
+
+/// A readable descriptor for a set of blocked signals.
+pub struct SignalFd(sfd::SignalFd);
+
+impl SignalFd {
+    /// Blocks the signals in this thread and opens a descriptor for them.
+    pub fn block_and_open(set: &SignalSet) -> OsResult<Self> {
+        set.0.thread_block().map_err(|e| OsError::from_nix("sigprocmask", e))?;
+        sfd::SignalFd::with_flags(&set.0, sfd::SfdFlags::SFD_NONBLOCK | sfd::SfdFlags::SFD_CLOEXEC)
+            .map(Self)
+            .map_err(|e| OsError::from_nix("signalfd", e))
+    }
+
+    /// The next pending signal's number, if there is one.
+    pub fn next_signal(&self) -> OsResult<Option<i32>> {
+        match self.0.read_signal() {
+            Ok(info) => Ok(info.map(|i| i.ssi_signo as i32)),
+            Err(nix::errno::Errno::EINTR) => Ok(None),
+            Err(e) => Err(OsError::from_nix("read", e)),
+        }
+    }
+}
+
+impl AsFd for SignalFd {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+/// Blocks every signal that can be blocked.
+#[cfg(feature = "cli")]
+pub(crate) fn block_all() {
+    let _ = ns::SigSet::all().thread_block();
+}
+
+/// Blocks these signals in this thread.
+#[cfg(feature = "cli")]
+pub(crate) fn block_signals(set: &SignalSet) -> OsResult<()> {
+    set.0.thread_block().map_err(|e| OsError::from_nix("sigprocmask", e))
+}
+
+/// Ends this process by `signal`, flushing nothing: what a shell reports as 128 + n.
+#[cfg(feature = "cli")]
+pub(crate) fn die_by_signal(signal: i32) -> ! {
+    reset_signals();
+    // SAFETY: kill(2) takes two words; the target is this process.
+    unsafe { libc::kill(super::own_pid(), signal) };
+    // Only a signal whose default is not to end gets here.
+    std::process::exit(128 + signal)
+}

@@ -1,0 +1,318 @@
+//! Floor 3: what runs inside a forked worker.
+//!
+//! A worker owns its end of one socket, its own slot's memory and the handlers. It claims each frame, runs the handler
+//! on the borrowed body, writes the result into the out-ring, publishes it, and sends what is packed. The socket
+//! carries exactly the out-ring's bytes in order; only bytes already sent are freed. It never returns into the host's
+//! code: every way out is `_exit` or a signal.
+//!
+//! The nursery calls [`run`] right after the fork.
+
+mod out;
+mod reply;
+
+use crate::claim::{Claim, FrameId};
+use crate::frame::{FLAG_FRAGMENT, FLAG_TIMED, Frame, Frames, Headers, Kind, Status};
+use crate::limits::{PACKET_SIZE_MAX, RESULT_DELAY_NS, SEND_BUFFER_SIZE};
+use crate::slot::{Phase, SlotMemory};
+use crate::spin::Spin;
+use crate::sys::{self, OsResult, Received, Sys, Wait};
+use out::Out;
+pub use reply::Reply;
+use std::io::IoSliceMut;
+use std::os::fd::{AsFd, OwnedFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+/// What a handler may fail with; `?` turns any error into it, and `Err("text".into())` works.
+pub type HandlerError = Box<dyn std::error::Error>;
+/// A handler: reads the request, writes the reply.
+pub(crate) type Handler = Box<dyn FnMut(&Request<'_>, &mut Reply<'_>) -> Result<(), HandlerError>>;
+/// Set-up that runs in each worker before its first job.
+pub(crate) type StartHook = Box<dyn FnMut() -> Result<(), HandlerError>>;
+
+/// A worker that breaks the protocol, or that sees it broken, leaves with this code.
+pub(crate) const EXIT_PROTOCOL: i32 = 70;
+/// Set-up failed.
+pub(crate) const EXIT_START: i32 = 71;
+/// A system call that must not fail did.
+pub(crate) const EXIT_OS: i32 = 72;
+/// The host is gone.
+pub(crate) const EXIT_ORPHAN: i32 = 73;
+
+/// What a handler sees of a job. Everything is borrowed from the packet that it came in.
+#[derive(Clone, Copy, Debug)]
+pub struct Request<'a> {
+    handler: &'a str,
+    headers: Headers<'a>,
+    body: &'a [u8],
+}
+
+impl<'a> Request<'a> {
+    /// The job's body.
+    #[inline]
+    pub fn body(&self) -> &'a [u8] {
+        self.body
+    }
+
+    /// The first header of this name.
+    pub fn header(&self, key: &str) -> Option<&'a [u8]> {
+        self.headers.get(key)
+    }
+
+    /// All headers in order.
+    pub fn headers(&self) -> impl Iterator<Item = (&'a [u8], &'a [u8])> + use<'a> {
+        self.headers.iter()
+    }
+
+    /// The name of the handler that this job asked for.
+    pub fn handler(&self) -> &'a str {
+        self.handler
+    }
+}
+
+/// The handlers of a pool, in the order of their ids.
+pub(crate) struct Handlers {
+    pub(crate) by_id: Vec<(String, Handler)>,
+    pub(crate) on_start: Vec<StartHook>,
+    /// Largest job body and reply. Units: bytes.
+    pub(crate) job_size_max: usize,
+}
+
+/// What a worker has of its own.
+pub(crate) struct Worker<'h, S: Sys> {
+    sys: S,
+    socket: OwnedFd,
+    /// Never read: it is armed, and the kernel kills this process when the host closes the other end.
+    _lifeline: OwnedFd,
+    out: Out<S>,
+    handlers: &'h mut Handlers,
+    assembly: Option<Assembly>,
+    /// When the job in hand started. Units: nanoseconds of the monotonic clock.
+    now_ns: u64,
+}
+
+/// A large job on its way in.
+struct Assembly {
+    id: u64,
+    code: u32,
+    flags: u8,
+    header_block: Vec<u8>,
+    body: Vec<u8>,
+    total: usize,
+}
+
+/// Runs the worker; the process ends with it.
+pub(crate) fn run<S: Sys>(
+    sys: S,
+    socket: OwnedFd,
+    lifeline: OwnedFd,
+    memory: SlotMemory,
+    handlers: &mut Handlers,
+) -> ! {
+    // A panic is reported as the job's outcome; on standard error it would be noise among the host's own lines.
+    std::panic::set_hook(Box::new(|_| {}));
+    sys::guard_exit();
+    let out = Out::new(sys.clone(), memory);
+    let mut worker = Worker { sys, socket, _lifeline: lifeline, out, handlers, assembly: None, now_ns: 0 };
+    let code = match catch_unwind(AssertUnwindSafe(|| worker.start_and_serve())) {
+        Ok(Ok(Left::HostClosed)) => 0,
+        Ok(Ok(Left::Protocol)) => EXIT_PROTOCOL,
+        Ok(Ok(Left::StartFailed)) => EXIT_START,
+        Ok(Err(_)) | Err(_) => EXIT_OS,
+    };
+    sys::flush_stdio();
+    sys::exit_now(code)
+}
+
+/// Why the loop ended.
+enum Left {
+    HostClosed,
+    Protocol,
+    StartFailed,
+}
+
+impl<S: Sys> Worker<'_, S> {
+    fn start_and_serve(&mut self) -> OsResult<Left> {
+        self.sys.set_send_buffer(self.socket.as_fd(), SEND_BUFFER_SIZE)?;
+        self.out.set_packet_size_max(self.sys.packet_size_max(self.socket.as_fd())?);
+        for hook in &mut self.handlers.on_start {
+            let failure = match catch_unwind(AssertUnwindSafe(&mut *hook)) {
+                Ok(Ok(())) => continue,
+                Ok(Err(e)) => e.to_string(),
+                Err(panic) => format!("panicked: {}", panic_message(&*panic)),
+            };
+            sys::flush_stdio();
+            self.out.message(Kind::Hello, 0, Status::Failed, failure.as_bytes(), 0, 0);
+            self.out.flush(self.socket.as_fd())?;
+            return Ok(Left::StartFailed);
+        }
+        sys::flush_stdio();
+        self.out.message(Kind::Hello, 0, Status::Done, b"", 0, 0);
+        self.out.flush(self.socket.as_fd())?;
+        self.serve()
+    }
+
+    fn serve(&mut self) -> OsResult<Left> {
+        let mut packet = vec![0; PACKET_SIZE_MAX].into_boxed_slice();
+        let mut spin = Spin::default();
+        loop {
+            let size = match self.receive(&mut packet, &mut spin)? {
+                Received::Packet(size) => size,
+                Received::WouldBlock | Received::Reset => continue,
+                Received::Closed => return Ok(Left::HostClosed),
+                Received::Truncated => return Ok(Left::Protocol),
+            };
+            self.now_ns = self.sys.now_ns();
+            for frame in Frames::new(&packet[..size]) {
+                let Ok(frame) = frame else { return Ok(Left::Protocol) };
+                if let Some(left) = self.take(frame)? {
+                    return Ok(left);
+                }
+            }
+        }
+    }
+
+    /// The next packet. Results leave before this process waits.
+    fn receive(&mut self, packet: &mut [u8], spin: &mut Spin) -> OsResult<Received> {
+        let Self { sys, socket, out, .. } = self;
+        let mut look = |wait| match sys.recv(socket.as_fd(), &mut [IoSliceMut::new(packet)], wait) {
+            Ok(Received::WouldBlock) => None,
+            other => Some(other),
+        };
+        if !out.is_empty() {
+            if let Some(found) = look(Wait::Never) {
+                return found;
+            }
+            out.flush(socket.as_fd())?;
+        }
+        if let Some(found) = spin.spin(sys, u64::MAX, || look(Wait::Never)) {
+            return found;
+        }
+        look(Wait::UntilReady).unwrap_or(Ok(Received::WouldBlock))
+    }
+
+    /// Handles one frame; `Some` ends the worker.
+    #[inline]
+    fn take(&mut self, frame: Frame<'_>) -> OsResult<Option<Left>> {
+        if frame.header.kind != Kind::Job {
+            return Ok(Some(Left::Protocol));
+        }
+        if frame.header.flags & FLAG_FRAGMENT != 0 {
+            return self.take_fragment(frame);
+        }
+        // A whole frame in the midst of a large one: the host has taken the large one back.
+        self.assembly = None;
+        let job = JobFrame {
+            id: frame.header.id,
+            code: frame.header.code,
+            flags: frame.header.flags,
+            headers: frame.headers(),
+            body: frame.body(),
+        };
+        self.claim_and_run(job)
+    }
+
+    fn take_fragment(&mut self, frame: Frame<'_>) -> OsResult<Option<Left>> {
+        let Ok(fragment) = frame.fragment() else { return Ok(Some(Left::Protocol)) };
+        let id = frame.header.id;
+        if fragment.offset == 0 {
+            let Ok(total) = usize::try_from(fragment.total) else { return Ok(Some(Left::Protocol)) };
+            if total > self.handlers.job_size_max {
+                return Ok(Some(Left::Protocol));
+            }
+            let header_block = frame.headers().as_block().to_vec();
+            let body = Vec::with_capacity(total);
+            let (code, flags) = (frame.header.code, frame.header.flags);
+            self.assembly = Some(Assembly { id, code, flags, header_block, body, total });
+        }
+        match &mut self.assembly {
+            Some(a) if a.id == id && a.body.len() as u64 == fragment.offset && a.total as u64 == fragment.total => {
+                a.body.extend_from_slice(fragment.part);
+                if a.body.len() < a.total {
+                    return Ok(None);
+                }
+            }
+            // A part of something whose beginning was taken back, or nonsense: the claim word tells which.
+            _ => {
+                self.assembly = None;
+                let word = self.out.control().claim.load();
+                let void = word.epoch != FrameId::from_bits(id).epoch;
+                return Ok(if void { None } else { Some(Left::Protocol) });
+            }
+        }
+        let Some(a) = self.assembly.take() else { return Ok(None) };
+        let headers = Headers::from_block(&a.header_block);
+        self.claim_and_run(JobFrame { id: a.id, code: a.code, flags: a.flags, headers, body: &a.body })
+    }
+
+    #[inline]
+    fn claim_and_run(&mut self, job: JobFrame<'_>) -> OsResult<Option<Left>> {
+        if self.out.is_stale(self.now_ns, RESULT_DELAY_NS) {
+            self.out.flush(self.socket.as_fd())?;
+        }
+        match self.out.control().claim.try_claim(FrameId::from_bits(job.id)) {
+            Claim::Claimed => {}
+            Claim::Void => return Ok(None),
+            Claim::Broken => return Ok(Some(Left::Protocol)),
+        }
+        let Some((name, handler)) = self.handlers.by_id.get_mut(job.code as usize) else {
+            self.out.message(Kind::Result, job.id, Status::UnknownHandler, b"", 0, self.now_ns);
+            return Ok(None);
+        };
+        let timed = job.flags & FLAG_TIMED != 0;
+        let request = Request { handler: name, headers: job.headers, body: job.body };
+        let mut reply = self.out.begin(timed);
+        let result = catch_unwind(AssertUnwindSafe(|| handler(&request, &mut reply)));
+        let spilled = reply.finish();
+        // The job's own output is written before its result can be: no line is lost when the next job crashes.
+        sys::flush_stdio_if_any();
+        let end_ns = self.sys.now_ns();
+        let run_ns = end_ns.saturating_sub(self.now_ns);
+        let times = (self.now_ns, end_ns);
+        self.now_ns = end_ns;
+        let extra = u32::try_from(run_ns).unwrap_or(u32::MAX);
+        match result {
+            Ok(Ok(())) => {
+                let size = spilled.size();
+                if size > self.handlers.job_size_max {
+                    let size = (size as u64).to_le_bytes();
+                    self.out.message(Kind::Result, job.id, Status::ReplyTooLarge, &size, extra, end_ns);
+                } else {
+                    self.out.commit(self.socket.as_fd(), job.id, extra, spilled, timed.then_some(times), end_ns)?;
+                }
+            }
+            Ok(Err(error)) => {
+                self.out.message(Kind::Result, job.id, Status::Failed, error.to_string().as_bytes(), extra, end_ns);
+            }
+            Err(panic) => {
+                let text = panic_message(&*panic);
+                self.out.message(Kind::Result, job.id, Status::Panicked, text.as_bytes(), extra, end_ns);
+            }
+        }
+        Ok(None)
+    }
+}
+
+/// A job, whole.
+struct JobFrame<'a> {
+    id: u64,
+    code: u32,
+    flags: u8,
+    headers: Headers<'a>,
+    body: &'a [u8],
+}
+
+fn panic_message(panic: &(dyn std::any::Any + Send)) -> String {
+    if let Some(s) = panic.downcast_ref::<&str>() {
+        (*s).to_owned()
+    } else if let Some(s) = panic.downcast_ref::<String>() {
+        s.clone()
+    } else {
+        "a value that is no text".to_owned()
+    }
+}
+
+impl<S: Sys> Drop for Worker<'_, S> {
+    fn drop(&mut self) {
+        self.out.control().set_phase(Phase::Working);
+    }
+}

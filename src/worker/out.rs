@@ -1,0 +1,226 @@
+//! The worker's side of the out-ring: results are written in place, published, packed and sent.
+//!
+//! Invariant: `sent <= published`, what lies between is one packet, and the socket has carried exactly the bytes
+//! before `sent`. The host reads the rest from the ring when this process dies.
+
+use super::reply::{Reply, Spilled};
+use crate::frame::{self, FLAG_FRAGMENT, FLAG_TIMED, Header, Kind, Status};
+use crate::limits::{FRAGMENT_PREFIX_SIZE, FRAME_HEADER_SIZE, MESSAGE_SIZE_MAX, PACK_SIZE_MAX, PACKET_SIZE_MAX};
+use crate::slot::{Control, Phase, SlotMemory};
+use crate::sys::{OsError, OsResult, Sent, Sys, Wait};
+use std::io::IoSlice;
+use std::os::fd::BorrowedFd;
+
+/// Bytes of the two times before the body of a timed result: start and end, u64 nanoseconds each.
+const TIMES_SIZE: usize = 16;
+
+pub(super) struct Out<S: Sys> {
+    sys: S,
+    memory: SlotMemory,
+    /// Bytes complete, as published.
+    published: u64,
+    /// Bytes that the socket has carried.
+    sent: u64,
+    /// When the oldest unsent result was finished.
+    oldest_ns: u64,
+    /// Largest packet that the socket takes.
+    packet_size_max: usize,
+    /// A reply that outgrew its place; kept so that its memory is used again.
+    spill: Vec<u8>,
+}
+
+impl<S: Sys> Out<S> {
+    pub(super) fn new(sys: S, memory: SlotMemory) -> Self {
+        let packet_size_max = PACKET_SIZE_MAX;
+        Self { sys, memory, published: 0, sent: 0, oldest_ns: 0, packet_size_max, spill: Vec::new() }
+    }
+
+    pub(super) fn set_packet_size_max(&mut self, size: usize) {
+        self.packet_size_max = size.min(PACKET_SIZE_MAX);
+    }
+
+    #[inline]
+    pub(super) fn control(&self) -> &Control {
+        self.memory.control()
+    }
+
+    fn unsent(&self) -> usize {
+        self.published.wrapping_sub(self.sent) as usize
+    }
+
+    #[inline]
+    pub(super) fn is_empty(&self) -> bool {
+        self.published == self.sent
+    }
+
+    /// Whether the oldest unsent result has waited longer than `delay_ns`, or the pack is full.
+    #[inline]
+    pub(super) fn is_stale(&self, now_ns: u64, delay_ns: u64) -> bool {
+        let unsent = self.unsent();
+        unsent != 0 && (unsent >= PACK_SIZE_MAX || now_ns.saturating_sub(self.oldest_ns) >= delay_ns)
+    }
+
+    /// Begins a reply in place, behind the header that [`Out::commit`] writes.
+    #[inline]
+    pub(super) fn begin(&mut self, timed: bool) -> Reply<'_> {
+        let skip = FRAME_HEADER_SIZE + if timed { TIMES_SIZE } else { 0 };
+        let room = self.memory.out_ring_mut().slice_mut(self.published, self.packet_size_max);
+        self.spill.clear();
+        Reply::new(&mut room[skip..], &mut self.spill)
+    }
+
+    /// Completes a reply: in place, or in fragments when it outgrew its place.
+    #[inline]
+    pub(super) fn commit(
+        &mut self,
+        socket: BorrowedFd<'_>,
+        id: u64,
+        extra: u32,
+        reply: Spilled,
+        times: Option<(u64, u64)>,
+        now_ns: u64,
+    ) -> OsResult<()> {
+        let prefix = if times.is_some() { TIMES_SIZE } else { 0 };
+        let flags = if times.is_some() { FLAG_TIMED } else { 0 };
+        let header = |payload_size: usize, flags: u8| Header {
+            payload_size: payload_size as u32,
+            header_block_size: 0,
+            kind: Kind::Result,
+            flags,
+            id,
+            code: Status::Done as u32,
+            extra,
+        };
+        match reply {
+            Spilled::InPlace(body_size) => {
+                let payload_size = prefix + body_size;
+                let size = frame::frame_size(payload_size);
+                let room = self.memory.out_ring_mut().slice_mut(self.published, size);
+                room[..FRAME_HEADER_SIZE].copy_from_slice(&header(payload_size, flags).encode());
+                if let Some((start, end)) = times {
+                    room[FRAME_HEADER_SIZE..][..8].copy_from_slice(&start.to_le_bytes());
+                    room[FRAME_HEADER_SIZE + 8..][..8].copy_from_slice(&end.to_le_bytes());
+                }
+                room[FRAME_HEADER_SIZE + payload_size..].fill(0);
+                self.publish(size, now_ns);
+                // A pack that has grown beyond one packet by this frame leaves in two.
+                if self.unsent() > PACK_SIZE_MAX {
+                    self.flush(socket)?;
+                }
+                Ok(())
+            }
+            Spilled::Outside(_) => {
+                let body = std::mem::take(&mut self.spill);
+                let result = self.send_fragments(socket, &body, times, header, now_ns);
+                self.spill = body;
+                result
+            }
+        }
+    }
+
+    fn send_fragments(
+        &mut self,
+        socket: BorrowedFd<'_>,
+        body: &[u8],
+        times: Option<(u64, u64)>,
+        header: impl Fn(usize, u8) -> Header,
+        now_ns: u64,
+    ) -> OsResult<()> {
+        let mut whole = [0; TIMES_SIZE];
+        let lead = match times {
+            Some((start, end)) => {
+                whole[..8].copy_from_slice(&start.to_le_bytes());
+                whole[8..].copy_from_slice(&end.to_le_bytes());
+                &whole[..]
+            }
+            None => &[],
+        };
+        let total = lead.len() + body.len();
+        let flags = FLAG_FRAGMENT | if times.is_some() { FLAG_TIMED } else { 0 };
+        let part_max = self.packet_size_max - FRAME_HEADER_SIZE - FRAGMENT_PREFIX_SIZE;
+        let mut offset = 0;
+        while offset < total {
+            self.flush(socket)?;
+            let part = part_max.min(total - offset);
+            let payload_size = FRAGMENT_PREFIX_SIZE + part;
+            let size = frame::frame_size(payload_size);
+            let room = self.memory.out_ring_mut().slice_mut(self.published, size);
+            let (head, rest) = room.split_at_mut(FRAME_HEADER_SIZE);
+            head.copy_from_slice(&header(payload_size, flags).encode());
+            let (prefix, rest) = rest.split_at_mut(FRAGMENT_PREFIX_SIZE);
+            prefix.copy_from_slice(&frame::fragment_prefix(total as u64, offset as u64));
+            let (bytes, padding) = rest.split_at_mut(part);
+            let from_lead = lead.len().saturating_sub(offset).min(part);
+            bytes[..from_lead].copy_from_slice(&lead[offset.min(lead.len())..][..from_lead]);
+            let from = (offset + from_lead) - lead.len();
+            bytes[from_lead..].copy_from_slice(&body[from..from + part - from_lead]);
+            padding.fill(0);
+            self.publish(size, now_ns);
+            offset += part;
+        }
+        Ok(())
+    }
+
+    /// Writes a short frame of its own: a failure, a refusal, a hello. Long text is cut.
+    pub(super) fn message(&mut self, kind: Kind, id: u64, status: Status, text: &[u8], extra: u32, now_ns: u64) {
+        let text = &text[..text.len().min(MESSAGE_SIZE_MAX)];
+        let size = frame::frame_size(text.len());
+        let header = Header { payload_size: 0, header_block_size: 0, kind, flags: 0, id, code: status as u32, extra };
+        frame::encode(self.memory.out_ring_mut().slice_mut(self.published, size), header, &[], text);
+        self.publish(size, now_ns);
+    }
+
+    #[inline]
+    fn publish(&mut self, size: usize, now_ns: u64) {
+        if self.is_empty() {
+            self.oldest_ns = now_ns;
+        }
+        self.published = self.published.wrapping_add(size as u64);
+        self.memory.control().out_tail.publish(self.published);
+    }
+
+    /// Sends what is unsent, in packets of whole frames; waits until the host has taken it.
+    pub(super) fn flush(&mut self, socket: BorrowedFd<'_>) -> OsResult<()> {
+        while !self.is_empty() {
+            let size = self.next_packet_size();
+            let bytes = self.memory.out_ring().slice(self.sent, size);
+            let sent = self.sys.send(socket, &[IoSlice::new(bytes)], Wait::Never)?;
+            let sent = if sent == Sent::WouldBlock {
+                self.memory.control().set_phase(Phase::WaitingForRoom);
+                let sent = self.sys.send(socket, &[IoSlice::new(bytes)], Wait::UntilReady);
+                self.memory.control().set_phase(Phase::Working);
+                sent?
+            } else {
+                sent
+            };
+            match sent {
+                Sent::All => self.sent = self.sent.wrapping_add(size as u64),
+                Sent::WouldBlock => {}
+                // No event will tell when memory is back.
+                Sent::NoMemory => self.sys.yield_now(),
+                Sent::Closed => return Err(OsError { call: "sendmsg", errno: EPIPE }),
+            }
+        }
+        Ok(())
+    }
+
+    /// The whole frames that fit the next packet: at least one.
+    fn next_packet_size(&self) -> usize {
+        let unsent = self.unsent();
+        if unsent <= self.packet_size_max {
+            return unsent;
+        }
+        let bytes = self.memory.out_ring().slice(self.sent, unsent);
+        let mut size = 0;
+        for f in frame::Frames::new(bytes).flatten() {
+            let next = size + frame::frame_size(f.header.payload_size as usize);
+            if next > self.packet_size_max && size > 0 {
+                break;
+            }
+            size = next;
+        }
+        size
+    }
+}
+
+const EPIPE: i32 = 32;
