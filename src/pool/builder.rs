@@ -8,7 +8,7 @@ use super::slot::Slot;
 use crate::error::{Error, ErrorKind};
 use crate::limits::{
     HANDLERS_MAX, JOB_SIZE_CEILING, JOB_SIZE_MAX, KEPT_FDS_MAX, OUTSTANDING_JOBS_MAX, QUEUE_JOBS_MAX, QUEUE_SIZE,
-    SPAWN_TIMEOUT, STALL_TIMEOUT, WORKERS_MAX,
+    RECEIVE_TIMEOUT, SPAWN_TIMEOUT, STALL_TIMEOUT, WORKERS_MAX,
 };
 use crate::nursery::{Nursery, Setup};
 use crate::reactor::Reactor;
@@ -26,6 +26,7 @@ pub struct Builder {
     timeout: Option<Duration>,
     stall_timeout: Duration,
     spawn_timeout: Duration,
+    receive_timeout: Duration,
     nice: i32,
     transport: TransportKind,
     job_size_max: usize,
@@ -44,6 +45,7 @@ impl Default for Builder {
             timeout: None,
             stall_timeout: STALL_TIMEOUT,
             spawn_timeout: SPAWN_TIMEOUT,
+            receive_timeout: RECEIVE_TIMEOUT,
             nice: 0,
             transport: TransportKind::default(),
             job_size_max: JOB_SIZE_MAX,
@@ -102,6 +104,13 @@ impl Builder {
     /// How long a worker's set-up may take. Default: 60 s.
     pub fn spawn_timeout(mut self, timeout: Duration) -> Self {
         self.spawn_timeout = timeout;
+        self
+    }
+
+    /// How long a worker may take none of a large job's parts before it is killed and the job goes elsewhere.
+    /// Default: 10 s.
+    pub fn receive_timeout(mut self, timeout: Duration) -> Self {
+        self.receive_timeout = timeout;
         self
     }
 
@@ -182,6 +191,7 @@ impl Builder {
             timeout_ns: self.timeout.map_or(0, nanos),
             stall_ns: nanos(self.stall_timeout),
             spawn_ns: nanos(self.spawn_timeout),
+            receive_ns: nanos(self.receive_timeout),
         };
         // From here on the nursery must be shut down when something fails.
         let assemble = |nursery: Nursery<S>| -> Result<Engine<S>, (Error, Nursery<S>)> {
@@ -260,6 +270,7 @@ impl Builder {
             ("timeout", self.timeout.unwrap_or(Duration::MAX)),
             ("stall_timeout", self.stall_timeout),
             ("spawn_timeout", self.spawn_timeout),
+            ("receive_timeout", self.receive_timeout),
         ] {
             if timeout.is_zero() {
                 return config(format!("a {name} of zero: nothing could ever finish"));

@@ -49,6 +49,7 @@ pub(super) struct Config {
     pub(super) timeout_ns: u64,
     pub(super) stall_ns: u64,
     pub(super) spawn_ns: u64,
+    pub(super) receive_ns: u64,
 }
 
 pub(super) struct Engine<S: Sys> {
@@ -389,6 +390,18 @@ impl<S: Sys> Engine<S> {
         self.table.get_mut(job).owned = Some(Box::new(Owned { header: f.header, payload, large: false }));
     }
 
+    /// A frame that this slot's socket takes in no packet: it travels in fragments, from its record.
+    #[cold]
+    fn make_large(&mut self, slot: usize, position: Position) {
+        self.detach(slot, position);
+        let entry = self.slots[slot].journal.entry_mut(position);
+        entry.size = 0;
+        if let Some(owned) = &mut self.table.get_mut(entry.job).owned {
+            owned.large = true;
+            self.large_size += owned.payload.len();
+        }
+    }
+
     /// The id of the next frame of this slot.
     #[inline]
     fn number(&mut self, slot: usize) -> u64 {
@@ -580,10 +593,14 @@ impl<S: Sys> Engine<S> {
             if first == s.journal.tail() {
                 return self.unblock(slot);
             }
-            if !s.in_flight() {
+            if !s.in_flight() && !s.blocked && s.fragment_offset == 0 {
                 s.progress_ns = self.sys.now_ns();
                 s.sampled_ns = s.progress_ns;
             }
+            if s.journal.entry(first).size as usize > self.transport.packet_size_max(slot) {
+                self.make_large(slot, first);
+            }
+            let s = &self.slots[slot];
             let sent = if s.journal.entry(first).size == 0 {
                 // A large job is not sent behind a running one, which may take any time: it could not be moved.
                 if s.in_flight() {

@@ -54,11 +54,12 @@ impl<S: Sys> Engine<S> {
     /// The worker has said hello.
     pub(super) fn on_ready(&mut self, slot: usize) {
         self.clear_slot_timer(slot);
+        let now_ns = self.sys.now_ns();
         let s = &mut self.slots[slot];
         s.life = Life::Running;
         s.ready = true;
         s.failed_starts = 0;
-        s.sampled_ns = s.progress_ns;
+        (s.sampled_ns, s.progress_ns) = (now_ns, now_ns);
         if s.generation > 1 {
             self.stats.respawns += 1;
         }
@@ -452,8 +453,11 @@ impl<S: Sys> Engine<S> {
     /// Looks at a slot's claim word. Returns when its job in hand is due to be killed.
     fn sample(&mut self, slot: usize, now_ns: u64) -> Option<u64> {
         let s = &mut self.slots[slot];
-        if s.life != Life::Running || !s.in_flight() {
+        if s.life != Life::Running {
             return None;
+        }
+        if !s.in_flight() {
+            return self.watch_transfer(slot, now_ns);
         }
         let control = s.memory.control();
         let word = control.claim.load();
@@ -484,6 +488,23 @@ impl<S: Sys> Engine<S> {
             return Some(expiry_ns);
         }
         self.expire(slot, now_ns, word.seq, started > 0, limit_ns);
+        None
+    }
+
+    /// Nothing of this slot is in flight: at most a large job is on its way in. Returns when it must have moved on.
+    fn watch_transfer(&mut self, slot: usize, now_ns: u64) -> Option<u64> {
+        let s = &self.slots[slot];
+        if !s.blocked {
+            return None;
+        }
+        let expiry_ns = s.progress_ns.saturating_add(self.config.receive_ns);
+        if now_ns < expiry_ns {
+            return Some(expiry_ns);
+        }
+        if self.reclaim(slot).is_some() {
+            self.kill(slot, Doom::Stalled);
+            self.charge_next();
+        }
         None
     }
 
