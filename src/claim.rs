@@ -154,3 +154,147 @@ mod tests {
         assert_eq!(started(word(0, 1), 0, u32::MAX - 1, 2), Ok(3));
     }
 }
+
+#[cfg(all(test, seqpool_loom))]
+mod loom_tests {
+    use super::*;
+    use loom::sync::Arc;
+    use loom::thread;
+
+    const EPOCH: u32 = u32::MAX;
+    /// The counters wrap in every model.
+    const FIRST: u32 = u32::MAX - 1;
+
+    fn id(epoch: u32, n: u32) -> FrameId {
+        FrameId { epoch, seq: FIRST.wrapping_add(n) }
+    }
+
+    /// The worker's loop over one packet: which frames it ran, by number. An honest worker never sees `Broken`.
+    fn work(word: &ClaimWord, epoch: u32, frames: std::ops::Range<u32>) -> Vec<u32> {
+        frames
+            .filter(|&n| {
+                let claim = word.try_claim(id(epoch, n));
+                assert_ne!(claim, Claim::Broken);
+                claim == Claim::Claimed
+            })
+            .collect()
+    }
+
+    #[test]
+    fn every_frame_is_claimed_or_reclaimed() {
+        loom::model(|| {
+            let word = Arc::new(ClaimWord::new(id(EPOCH, 0)));
+            let theirs = Arc::clone(&word);
+            let worker = thread::spawn(move || work(&theirs, EPOCH, 0..3));
+            let count = started(word.reclaim(), EPOCH, FIRST, FIRST.wrapping_add(3)).expect("an honest worker");
+            // Those that had started are run, the rest is void: a prefix, and what the host was told.
+            assert_eq!(worker.join().unwrap(), (0..count).collect::<Vec<_>>());
+            assert_eq!(word.load(), id(EPOCH.wrapping_add(1), count));
+        });
+    }
+
+    /// What is taken back is sent again under the new epoch, and taken back once more.
+    #[test]
+    fn every_job_is_run_once_over_several_epochs() {
+        loom::model(|| {
+            let word = Arc::new(ClaimWord::new(id(EPOCH, 0)));
+            let (socket, theirs_socket) = loom::sync::mpsc::channel::<(u32, std::ops::Range<u32>)>();
+            let theirs = Arc::clone(&word);
+            let worker = thread::spawn(move || {
+                let mut ran = work(&theirs, EPOCH, 0..2);
+                for _ in 0..2 {
+                    let (epoch, frames) = theirs_socket.recv().unwrap();
+                    ran.extend(work(&theirs, epoch, frames));
+                }
+                ran
+            });
+            let (mut epoch, mut settled) = (EPOCH, 0);
+            for _ in 0..2 {
+                let received = FIRST.wrapping_add(settled);
+                settled += started(word.reclaim(), epoch, received, FIRST.wrapping_add(2)).expect("an honest worker");
+                epoch = epoch.wrapping_add(1);
+                socket.send((epoch, settled..2)).unwrap();
+            }
+            assert_eq!(worker.join().unwrap(), [0, 1]);
+            assert_eq!(word.load(), id(EPOCH.wrapping_add(2), 2));
+        });
+    }
+
+    /// Frames that the host never sent, or took back, run nothing and leave the word alone.
+    #[test]
+    fn forged_and_old_epochs_are_void() {
+        loom::model(|| {
+            let word = Arc::new(ClaimWord::new(id(EPOCH, 0)));
+            let theirs = Arc::clone(&word);
+            let forger = thread::spawn(move || {
+                let forged = [id(EPOCH.wrapping_add(2), 0), id(EPOCH.wrapping_sub(1), 0)].map(|f| theirs.try_claim(f));
+                assert_eq!(forged, [Claim::Void; 2]);
+                // A number out of turn: `Broken` while the epoch stands, `Void` afterwards.
+                assert_ne!(theirs.try_claim(id(EPOCH, 1)), Claim::Claimed);
+            });
+            assert_eq!(word.reclaim(), id(EPOCH, 0));
+            assert_eq!(word.try_claim(id(EPOCH, 0)), Claim::Void);
+            forger.join().unwrap();
+            assert_eq!(word.load(), id(EPOCH.wrapping_add(1), 0));
+        });
+    }
+
+    /// Two processes return from a fork inside the handler of frame 0 and go on with the same packet, each until it
+    /// meets `Broken` or `Void`. `claim` is how they claim. Returns what each ran.
+    fn return_twice(claim: fn(&ClaimWord, FrameId) -> Claim) -> [Vec<u32>; 2] {
+        let word = Arc::new(ClaimWord::new(id(EPOCH, 0)));
+        assert_eq!(word.try_claim(id(EPOCH, 0)), Claim::Claimed);
+        let go_on = move |word: &ClaimWord| {
+            (1..3).take_while(|&n| claim(word, id(EPOCH, n)) == Claim::Claimed).collect::<Vec<_>>()
+        };
+        let theirs = Arc::clone(&word);
+        let child = thread::spawn(move || go_on(&theirs));
+        let parent = go_on(&word);
+        [parent, child.join().unwrap()]
+    }
+
+    #[test]
+    fn a_fork_in_a_handler_runs_nothing_twice() {
+        loom::model(|| {
+            let mut ran = return_twice(ClaimWord::try_claim).concat();
+            ran.sort_unstable();
+            assert_eq!(ran, [1, 2], "each frame once");
+        });
+    }
+
+    /// The model bites: claiming by "load, then add one" runs a frame twice.
+    #[test]
+    #[should_panic = "each frame once"]
+    fn a_fork_in_a_handler_is_seen_when_claims_load_and_add() {
+        loom::model(|| {
+            let load_and_add = |word: &ClaimWord, id: FrameId| {
+                let now = FrameId::from_bits(word.0.load(Ordering::Acquire));
+                if now.epoch != id.epoch {
+                    return Claim::Void;
+                }
+                word.0.store(now.next().to_bits(), Ordering::Release);
+                Claim::Claimed
+            };
+            let mut ran = return_twice(load_and_add).concat();
+            ran.sort_unstable();
+            assert_eq!(ran, [1, 2], "each frame once");
+        });
+    }
+
+    /// The model bites: a host that loads and stores instead of adding takes back what has started meanwhile.
+    #[test]
+    #[should_panic = "what the host was told"]
+    fn a_reclaim_that_loads_and_stores_is_seen() {
+        loom::model(|| {
+            let word = Arc::new(ClaimWord::new(id(EPOCH, 0)));
+            let theirs = Arc::clone(&word);
+            let worker = thread::spawn(move || {
+                (0..2).filter(|&n| theirs.try_claim(id(EPOCH, n)) == Claim::Claimed).count() as u32
+            });
+            let old = word.load();
+            word.0.store(FrameId { epoch: EPOCH.wrapping_add(1), seq: old.seq }.to_bits(), Ordering::Release);
+            let count = started(old, EPOCH, FIRST, FIRST.wrapping_add(2)).expect("an honest worker");
+            assert_eq!(worker.join().unwrap(), count, "what the host was told");
+        });
+    }
+}

@@ -2,10 +2,15 @@
 #![deny(unsafe_code)]
 
 pub mod claim;
+#[cfg(feature = "cli")]
+#[doc(hidden)]
+pub mod cli;
 mod error;
 pub mod frame;
 pub mod limits;
 mod nursery;
+#[cfg_attr(not(feature = "cli"), allow(dead_code))]
+mod order;
 mod outcome;
 pub mod pool;
 pub mod reactor;

@@ -200,11 +200,6 @@ impl<S: Sys> Nursery<S> {
         Ok(true)
     }
 
-    /// Whether commands wait for room.
-    pub(crate) fn has_waiting(&self) -> bool {
-        !self.waiting.is_empty()
-    }
-
     /// The next report. `Err` holds what ended the conversation.
     pub(crate) fn next_report(&mut self) -> OsResult<Heard> {
         let mut bytes = [0; RECORD_SIZE];

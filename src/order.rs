@@ -72,18 +72,15 @@ impl Reorder {
         n == self.oldest || (n < self.oldest + self.window && self.bytes_kept < self.bytes_limit)
     }
 
-    /// The oldest number not yet delivered.
-    pub fn oldest(&self) -> u64 {
-        self.oldest
-    }
-
     /// Bytes of results that wait for an older number.
-    pub fn bytes_kept(&self) -> usize {
+    #[cfg(test)]
+    fn bytes_kept(&self) -> usize {
         self.bytes_kept
     }
 
     /// Whether no result waits for an older number.
-    pub fn is_empty(&self) -> bool {
+    #[cfg(test)]
+    fn is_empty(&self) -> bool {
         self.count_kept == 0
     }
 

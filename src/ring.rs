@@ -193,3 +193,73 @@ impl Publication {
         self.0.load(Ordering::Acquire)
     }
 }
+
+#[cfg(all(test, seqpool_loom))]
+mod loom_tests {
+    use super::*;
+    use loom::cell::UnsafeCell;
+    use loom::sync::Arc;
+    use loom::thread;
+
+    /// Positions wrap in every model.
+    const START: u64 = u64::MAX;
+    const BYTES: usize = 3;
+
+    struct Shared {
+        tail: Publication,
+        bytes: [UnsafeCell<u8>; BYTES],
+    }
+
+    // SAFETY: as in shared memory: the cells are written before they are published and read only afterwards, which is
+    // what the models check; loom reports any access that is not ordered.
+    unsafe impl Sync for Shared {}
+
+    fn value(i: usize) -> u8 {
+        7 + i as u8
+    }
+
+    /// A writer publishes byte by byte; a reader reads as far as it was told.
+    fn write_and_read(publish: fn(&Publication, u64), observe: fn(&Publication) -> u64) {
+        let shared =
+            Arc::new(Shared { tail: Publication::new(START), bytes: std::array::from_fn(|_| UnsafeCell::new(0)) });
+        let theirs = Arc::clone(&shared);
+        let writer = thread::spawn(move || {
+            for (i, byte) in theirs.bytes.iter().enumerate() {
+                // SAFETY: the cell is alive; loom checks that nobody else has it now.
+                byte.with_mut(|p| unsafe { *p = value(i) });
+                publish(&theirs.tail, START.wrapping_add(i as u64 + 1));
+            }
+        });
+        let mut seen = Vec::new();
+        for _ in 0..2 {
+            let complete = observe(&shared.tail).wrapping_sub(START) as usize;
+            // SAFETY: as above.
+            seen.push(shared.bytes[..complete].iter().map(|byte| byte.with(|p| unsafe { *p })).collect::<Vec<_>>());
+        }
+        writer.join().unwrap();
+        assert_eq!(observe(&shared.tail), START.wrapping_add(BYTES as u64));
+        // Judged only now: loom does not bear a panic while a thread is running.
+        let bytes: Vec<u8> = (0..BYTES).map(value).collect();
+        assert!(seen.iter().all(|seen| bytes.starts_with(seen)), "what is published is complete");
+        assert!(seen[0].len() <= seen[1].len(), "the tail never moves back");
+    }
+
+    #[test]
+    fn published_bytes_are_visible() {
+        loom::model(|| write_and_read(Publication::publish, Publication::observe));
+    }
+
+    /// The model bites: a tail that is stored without Release may overtake its bytes.
+    #[test]
+    #[should_panic = "Causality violation"]
+    fn a_relaxed_store_is_seen() {
+        loom::model(|| write_and_read(|p, tail| p.0.store(tail, Ordering::Relaxed), Publication::observe));
+    }
+
+    /// The model bites: a tail that is loaded without Acquire may be seen before its bytes.
+    #[test]
+    #[should_panic = "Causality violation"]
+    fn a_relaxed_load_is_seen() {
+        loom::model(|| write_and_read(Publication::publish, |p| p.0.load(Ordering::Relaxed)));
+    }
+}

@@ -144,3 +144,116 @@ impl SlotMemory {
         &self.ring
     }
 }
+
+#[cfg(all(test, seqpool_loom))]
+mod loom_tests {
+    use super::*;
+    use crate::claim::{self, Claim};
+    use loom::cell::UnsafeCell;
+    use loom::sync::Arc;
+    use loom::thread;
+
+    const FIRST: FrameId = FrameId { epoch: u32::MAX, seq: u32::MAX - 1 };
+    const JOBS: u32 = 3;
+
+    struct Shared {
+        control: Control,
+        out_ring: [UnsafeCell<u32>; JOBS as usize],
+    }
+
+    // SAFETY: as in shared memory: a result is written before it is published and read only afterwards, which is what
+    // the models check; loom reports any access that is not ordered.
+    unsafe impl Sync for Shared {}
+
+    fn frame(n: u32) -> FrameId {
+        FrameId { epoch: FIRST.epoch, seq: FIRST.seq.wrapping_add(n) }
+    }
+
+    /// The worker runs its frames while the host looks at the word, then judges the worker as if it had died: `look`
+    /// is how the host looks, `try_claim` how the worker claims, `publish` how it publishes.
+    fn run_and_judge(
+        look: fn(&ClaimWord) -> FrameId,
+        try_claim: fn(&ClaimWord, FrameId) -> Claim,
+        publish: fn(&Publication, u64),
+    ) {
+        let control = Control {
+            claim: Line(ClaimWord::new(FIRST)),
+            out_tail: Line(Publication::new(0)),
+            phase: Line(AtomicU32::new(0)),
+        };
+        let shared = Arc::new(Shared { control, out_ring: std::array::from_fn(|_| UnsafeCell::new(0)) });
+        let theirs = Arc::clone(&shared);
+        let worker = thread::spawn(move || {
+            for n in 0..JOBS {
+                if try_claim(&theirs.control.claim, frame(n)) != Claim::Claimed {
+                    return n;
+                }
+                // SAFETY: the cell is alive; loom checks that nobody else has it now.
+                theirs.out_ring[n as usize].with_mut(|p| unsafe { *p = 100 + n });
+                publish(&theirs.control.out_tail, u64::from(n) + 1);
+            }
+            JOBS
+        });
+        let word = look(&shared.control.claim);
+        let sent = FIRST.seq.wrapping_add(JOBS);
+        let started = claim::started(word, FIRST.epoch, FIRST.seq, sent).expect("an honest worker");
+        let results = shared.control.out_tail.observe();
+        let read = |n: usize| {
+            // SAFETY: as above.
+            shared.out_ring[n].with(|p| unsafe { *p })
+        };
+        let bodies: Vec<u32> = (0..results as usize).map(read).collect();
+        let ran = worker.join().unwrap();
+        // Judged only now: loom does not bear a panic while a thread is running.
+        assert!(u64::from(started) <= results + 1, "at most one job is open");
+        assert!(bodies.iter().zip(100..).all(|(&body, right)| body == right), "what is published is complete");
+        assert!(started <= ran, "what had started has run");
+        assert_eq!(shared.control.out_tail.observe(), u64::from(ran), "and its result is there");
+    }
+
+    /// A host that sees claim k+1 sees result k: so at most one job is blamed for a death.
+    #[test]
+    fn a_result_is_published_before_the_next_claim() {
+        loom::model(|| run_and_judge(ClaimWord::load, ClaimWord::try_claim, Publication::publish));
+    }
+
+    #[test]
+    fn after_a_reclaim_too() {
+        loom::model(|| run_and_judge(ClaimWord::reclaim, ClaimWord::try_claim, Publication::publish));
+    }
+
+    /// The model bites: a claim without Release may be seen before the result that it follows.
+    #[test]
+    #[should_panic = "at most one job is open"]
+    fn a_relaxed_claim_is_seen() {
+        use crate::sync::AtomicU64;
+        loom::model(|| {
+            // `ClaimWord` is a transparent AtomicU64; its own methods allow no weaker ordering.
+            let relaxed = |word: &ClaimWord, id: FrameId| {
+                // SAFETY: `repr(transparent)`, and the reference lives as long.
+                let word = unsafe { &*std::ptr::from_ref(word).cast::<AtomicU64>() };
+                let (from, to) = (id.to_bits(), id.next().to_bits());
+                match word.compare_exchange(from, to, Ordering::Relaxed, Ordering::Relaxed) {
+                    Ok(_) => Claim::Claimed,
+                    Err(_) => Claim::Void,
+                }
+            };
+            run_and_judge(ClaimWord::load, relaxed, Publication::publish);
+        });
+    }
+
+    /// The model bites: a host that looks without Acquire may miss the result.
+    #[test]
+    #[should_panic = "at most one job is open"]
+    fn a_relaxed_look_is_seen() {
+        use crate::sync::AtomicU64;
+        loom::model(|| {
+            let relaxed = |word: &ClaimWord| {
+                // SAFETY: `repr(transparent)`, and the reference lives as long.
+                let word = unsafe { &*std::ptr::from_ref(word).cast::<AtomicU64>() };
+                FrameId::from_bits(word.load(Ordering::Relaxed))
+            };
+            run_and_judge(relaxed, ClaimWord::try_claim, Publication::publish);
+        });
+    }
+}

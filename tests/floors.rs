@@ -18,6 +18,7 @@ const FLOORS: &[(&str, Rank)] = &[
     ("sys", Rank(0, 1)),
     ("error", Rank(1, 0)),
     ("frame", Rank(1, 0)),
+    ("order", Rank(1, 0)),
     ("outcome", Rank(1, 0)),
     ("spin", Rank(1, 0)),
     ("sync", Rank(1, 0)),

@@ -4,7 +4,7 @@
 //! control characters escaped; no other line contains `job N:`.
 
 use super::output::Streams;
-use crate::Outcome;
+use crate::{Outcome, Stats};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 use std::fmt::Write as _;
@@ -208,12 +208,39 @@ fn show(bar: &ProgressBar, tally: &Tally) {
     bar.tick();
 }
 
+/// What the pool counts about itself.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub(crate) struct PoolJson {
+    respawns: u64,
+    reclaims: u64,
+    reclaimed_jobs: u64,
+    salvaged: u64,
+    packets_sent: u64,
+    packets_received: u64,
+    hostile: u64,
+}
+
+impl From<Stats> for PoolJson {
+    fn from(stats: Stats) -> Self {
+        Self {
+            respawns: stats.respawns,
+            reclaims: stats.reclaims,
+            reclaimed_jobs: stats.reclaimed_jobs,
+            salvaged: stats.salvaged,
+            packets_sent: stats.packets_sent,
+            packets_received: stats.packets_received,
+            hostile: stats.hostile,
+        }
+    }
+}
+
 /// The numbers of `--stats`.
 #[derive(Debug, Serialize)]
 pub(crate) struct StatsJson {
     #[serde(flatten)]
     pub(crate) tally: Tally,
-    pub(crate) respawns: u64,
+    #[serde(flatten)]
+    pub(crate) pool: PoolJson,
     pub(crate) workers: usize,
     pub(crate) wall_s: f64,
     pub(crate) jobs_per_s: f64,
@@ -303,7 +330,7 @@ mod tests {
         drop(StatsFile::create(&path).unwrap());
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "nothing left behind");
         let tally = Tally { jobs: 3, done: 2, failed: 1, ..Tally::default() };
-        let stats = StatsJson { tally, respawns: 0, workers: 2, wall_s: 0.5, jobs_per_s: 6.0 };
+        let stats = StatsJson { tally, pool: PoolJson::default(), workers: 2, wall_s: 0.5, jobs_per_s: 6.0 };
         StatsFile::create(&path).unwrap().write(&stats).unwrap();
         let value: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
         assert_eq!((&value["jobs"], &value["done"], &value["timed_out"]), (&3.into(), &2.into(), &0.into()));

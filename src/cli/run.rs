@@ -348,7 +348,7 @@ impl Run {
         let wall_s = started.elapsed().as_secs_f64();
         let numbers = StatsJson {
             tally: self.sink.tally,
-            respawns: self.pool.stats().respawns,
+            pool: self.pool.stats().into(),
             workers,
             wall_s,
             jobs_per_s: if wall_s > 0.0 { self.sink.tally.jobs as f64 / wall_s } else { 0.0 },

@@ -862,10 +862,16 @@ impl<S: Sys> Engine<S> {
         let Some(job) = self.table.find(ticket) else { return false };
         if let Place::Slot(slot, _) = self.table.get(job).place {
             let slot = slot as usize;
-            self.reclaim(slot);
+            let word = self.reclaim(slot);
             // What has started may be finished by now.
             self.drain_slot(slot);
             if self.table.find(ticket).is_none() {
+                return false;
+            }
+            // A worker publishes a result before its next claim: only the last job that started can be running.
+            if let (Some(word), Place::Slot(_, position)) = (word, self.table.get(job).place)
+                && FrameId::from_bits(self.slots[slot].journal.entry(position).id).seq.wrapping_add(1) != word.seq
+            {
                 return false;
             }
         }

@@ -164,9 +164,10 @@ impl Journal {
         self.bytes.free_to(free_to);
     }
 
-    /// The first live entry at or after `position`.
+    /// The first live entry at or after `position`, which may have been passed by the head meanwhile.
     #[inline]
-    pub(super) fn next_live(&self, mut position: Position) -> Position {
+    pub(super) fn next_live(&self, position: Position) -> Position {
+        let mut position = position.max(self.head);
         while position != self.tail && self.entry(position).state != State::Live {
             position += 1;
         }

@@ -254,7 +254,7 @@ impl<S: Sys> Engine<S> {
         self.scheduler.close(slot);
         self.clear_slot_timer(slot);
         let s = &mut self.slots[slot];
-        let was_ready = s.ready;
+        let was_ready = std::mem::take(&mut s.ready);
         s.lifeline = None;
         s.assembly = None;
         let sent = s.sent_seq.wrapping_sub(s.due_seq);
@@ -284,7 +284,9 @@ impl<S: Sys> Engine<S> {
             };
             self.settle_started(slot, outcome);
         }
-        let unclaimed_sent = self.slots[slot].in_flight();
+        let s = &self.slots[slot];
+        // A large job that was on its way in counts as sent: it may be what the worker died of.
+        let unclaimed_sent = s.in_flight() || s.fragment_offset > 0;
         self.take_back(slot, 0);
         if started == 0 && unclaimed_sent && was_ready {
             self.charge_next();
@@ -441,9 +443,8 @@ impl<S: Sys> Engine<S> {
                 self.transport.rearm(&mut self.reactor, slot)?;
             }
         }
-        if self.nursery.as_ref().is_some_and(|n| n.has_waiting()) {
-            self.hear()?;
-        }
+        // A lost edge of the nursery's socket costs a tick too, not the run.
+        self.hear()?;
         if any || self.slots.iter().any(|s| s.life == Life::Dying) {
             self.set_tick_before(now_ns, soonest_ns);
         }

@@ -3,14 +3,32 @@
 use super::*;
 use crate::sys::{Fault, Faulty, PollFd, Received, Sent, Wait};
 use std::io::{IoSlice, IoSliceMut};
-use std::rc::Rc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 const SECOND: u64 = 1_000_000_000;
 const MS: u64 = 1_000_000;
 
+/// As `std::cell::Cell`, but it may move to another thread, as a [`Sys`] must.
+#[derive(Default)]
+struct Cell<T>(Mutex<T>);
+
+impl<T: Copy + Default> Cell<T> {
+    fn get(&self) -> T {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn set(&self, value: T) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = value;
+    }
+
+    fn take(&self) -> T {
+        std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
 /// The real kernel, which can be told to lose waits, to add events, and which clock to show; and which counts.
 #[derive(Clone, Default)]
-struct Scripted(Rc<Script>);
+struct Scripted(Arc<Script>);
 
 #[derive(Default)]
 struct Script {

@@ -16,6 +16,8 @@ use std::fmt;
 use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::{BorrowedFd, OwnedFd};
 
+#[cfg(feature = "cli")]
+mod cli;
 mod clock;
 mod epoll;
 mod fault;
@@ -35,10 +37,12 @@ pub use process::{Exit, ExitReport, Usage};
 pub use signal::{SignalFd, SignalSet};
 pub use socket::{FDS_MAX, Passed};
 
+#[cfg(feature = "cli")]
+pub(crate) use cli::become_session_leader;
 pub(crate) use process::*;
 #[cfg(feature = "cli")]
-pub(crate) use signal::{block_all, block_signals, die_by_signal};
-pub(crate) use signal::{raise_default, reset_signals, signal_name};
+pub(crate) use signal::{block_all, die_by_signal, raise_default};
+pub(crate) use signal::{reset_signals, signal_name};
 pub(crate) use stdio::*;
 
 /// A system call that failed: which one, and the kernel's reason.

@@ -32,6 +32,7 @@ pub(crate) fn reset_signals() {
 }
 
 /// Ends this process by `signal` as if no handler and no mask had ever been set; by `SIGABRT` if that does not end it.
+#[cfg(feature = "cli")]
 pub(crate) fn raise_default(signal: i32) -> ! {
     reset_signals();
     // SAFETY: raise(3) takes one word; the disposition is the default one.
@@ -90,12 +91,6 @@ impl AsFd for SignalFd {
 #[cfg(feature = "cli")]
 pub(crate) fn block_all() {
     let _ = ns::SigSet::all().thread_block();
-}
-
-/// Blocks these signals in this thread.
-#[cfg(feature = "cli")]
-pub(crate) fn block_signals(set: &SignalSet) -> OsResult<()> {
-    set.0.thread_block().map_err(|e| OsError::from_nix("sigprocmask", e))
 }
 
 /// Ends this process by `signal`, flushing nothing: what a shell reports as 128 + n.
