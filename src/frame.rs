@@ -376,3 +376,6 @@ pub fn push_header(block: &mut Vec<u8>, key: &[u8], value: &[u8]) -> Result<(), 
     block.push(b'\n');
     Ok(())
 }
+
+#[cfg(all(test, not(seqpool_loom)))]
+mod tests;

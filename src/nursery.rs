@@ -159,9 +159,17 @@ impl<S: Sys> Nursery<S> {
             }
             Forked::Parent(pid) => {
                 // Also done by the nursery itself; whoever is first, a Ctrl-C right now must not reach it.
-                sys::set_group(pid)?;
-                let pidfd = sys.pidfd_open(pid)?;
-                Ok(Self { sys: sys.clone(), socket, pid, pidfd, waiting: VecDeque::new() })
+                match sys::set_group(pid).and_then(|()| sys.pidfd_open(pid)) {
+                    Ok(pidfd) => Ok(Self { sys: sys.clone(), socket, pid, pidfd, waiting: VecDeque::new() }),
+                    Err(error) => {
+                        // Nothing has been asked of it yet: it can go at once.
+                        let _ = sys.kill(pid, SIGKILL);
+                        while let Ok(None) = sys.reap(pid) {
+                            sys.yield_now();
+                        }
+                        Err(error)
+                    }
+                }
             }
         }
     }
@@ -198,6 +206,11 @@ impl<S: Sys> Nursery<S> {
             }
         }
         Ok(true)
+    }
+
+    /// Whether commands wait for room.
+    pub(crate) fn has_waiting(&self) -> bool {
+        !self.waiting.is_empty()
     }
 
     /// The next report. `Err` holds what ended the conversation.
@@ -328,7 +341,9 @@ impl<S: Sys> Process<S> {
                     Some(Command::Spawn { slot, generation }) => self.spawn(slot, generation, passed)?,
                     Some(Command::Kill { slot, generation }) => {
                         if let Some(c) = self.children.iter().find(|c| c.slot == slot && c.generation == generation) {
-                            self.sys.kill(-c.pid, SIGKILL)?;
+                            let _ = self.sys.kill(-c.pid, SIGKILL);
+                            // It may have left its group.
+                            let _ = self.sys.kill(c.pid, SIGKILL);
                         }
                     }
                     // Nobody but the host has the other end: nonsense means that it is broken.
@@ -336,7 +351,14 @@ impl<S: Sys> Process<S> {
                 },
                 Received::WouldBlock => return Ok(true),
                 Received::Reset => {}
-                Received::Closed | Received::Truncated => return Ok(false),
+                // This process is at its limit of descriptors; the command itself is whole.
+                Received::Truncated => match Command::decode(&bytes) {
+                    Some(Command::Spawn { slot, generation }) => {
+                        self.report(Report::SpawnFailed { slot, generation, errno: EMFILE })?;
+                    }
+                    _ => return Ok(false),
+                },
+                Received::Closed => return Ok(false),
             }
         }
     }
@@ -413,12 +435,14 @@ impl<S: Sys> Process<S> {
         let mut leftovers = false;
         while let Some(pid) = self.sys.peek_exited_child()? {
             leftovers = true;
-            let child = self.children.iter().position(|c| c.pid == pid).map(|i| self.children.swap_remove(i));
+            let child = self.children.iter().position(|c| c.pid == pid);
             if child.is_some() {
-                // Before it is reaped, so that its id still names its group and nobody else's.
-                self.sys.kill(-pid, SIGKILL)?;
+                // Before it is reaped, so that its id still names its group and nobody else's. What has become another
+                // user's may not be ours to kill; that ends no pool.
+                let _ = self.sys.kill(-pid, SIGKILL);
             }
-            if let (Some(report), Some(c)) = (self.sys.reap(pid)?, child) {
+            let Some(report) = self.sys.reap(pid)? else { continue };
+            if let Some(c) = child.map(|i| self.children.swap_remove(i)) {
                 self.report(Report::Exited { slot: c.slot, generation: c.generation, report })?;
             }
         }
@@ -434,7 +458,8 @@ impl<S: Sys> Process<S> {
         sys::children(&mut self.pids);
         for &pid in &self.pids {
             if !self.children.iter().any(|c| c.pid == pid) {
-                self.sys.kill(pid, SIGKILL)?;
+                // One that has become another user's may not be ours to kill; that ends no pool.
+                let _ = self.sys.kill(pid, SIGKILL);
             }
         }
         Ok(())
@@ -470,6 +495,7 @@ impl<S: Sys> Process<S> {
 }
 
 const EBADF: i32 = 9;
+const EMFILE: i32 = 24;
 
 #[cfg(test)]
 mod tests {

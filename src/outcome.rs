@@ -81,6 +81,10 @@ pub enum Reason {
     BadHeader,
     /// No handler has this name.
     UnknownHandler(String),
+    /// The pool takes no more jobs.
+    Draining,
+    /// The pool is full of outcomes that nobody has taken.
+    NoRoom,
     /// No worker is left and none can be started; why.
     NoWorkers(String),
 }
@@ -98,6 +102,8 @@ impl fmt::Display for Reason {
                 f.write_str("a header's key is empty or holds a colon or newline, or its value a newline")
             }
             Reason::UnknownHandler(name) => write!(f, "unknown handler '{name}'"),
+            Reason::Draining => f.write_str("the pool is draining"),
+            Reason::NoRoom => f.write_str("the pool is full of outcomes that nobody has taken"),
             Reason::NoWorkers(why) => write!(f, "no workers: {why}"),
         }
     }
@@ -127,7 +133,7 @@ impl<B> Outcome<B> {
     pub fn retryable(&self) -> bool {
         match self {
             Outcome::Failed { .. } | Outcome::Crashed(_) | Outcome::TimedOut { .. } => true,
-            Outcome::Rejected { reason } => matches!(reason, Reason::NoWorkers(_)),
+            Outcome::Rejected { reason } => matches!(reason, Reason::NoWorkers(_) | Reason::Draining | Reason::NoRoom),
             Outcome::Done(_) | Outcome::Cancelled { .. } => false,
         }
     }

@@ -194,6 +194,191 @@ impl Publication {
     }
 }
 
+#[cfg(all(test, not(seqpool_loom)))]
+mod tests {
+    use super::*;
+    use crate::sys::{Linux, Sharing, Sys};
+    use proptest::prelude::*;
+    use std::collections::VecDeque;
+    use std::os::fd::AsFd;
+
+    /// The smallest ring: one page.
+    const SIZE: usize = 4096;
+
+    fn memory(prefix: usize) -> RingMemory {
+        let fd = Linux.memfd(c"test", prefix + SIZE).unwrap();
+        RingMemory::new(Linux.map_ring(fd.as_fd(), prefix, SIZE, Sharing::NotInherited).unwrap(), prefix)
+    }
+
+    fn bytes(seed: u8, len: usize) -> Vec<u8> {
+        (0..len).map(|i| (i as u8).wrapping_mul(31).wrapping_add(seed)).collect()
+    }
+
+    /// A ring and what it should hold.
+    struct Pair {
+        ring: ByteRing,
+        model: VecDeque<u8>,
+        head: u64,
+    }
+
+    impl Pair {
+        fn new(start: u64) -> Self {
+            Self { ring: ByteRing::new(memory(0), start), model: VecDeque::new(), head: start }
+        }
+
+        fn append(&mut self, seed: u8, len: usize) {
+            let fits = self.model.len() + len <= SIZE;
+            match self.ring.append(len) {
+                Some(room) => {
+                    assert!(fits);
+                    room.copy_from_slice(&bytes(seed, len));
+                    self.model.extend(bytes(seed, len));
+                }
+                None => assert!(!fits),
+            }
+        }
+
+        /// A copy of `len` bytes that begin `offset` after the head.
+        fn append_from_self(&mut self, offset: usize, len: usize) {
+            let fits = self.model.len() + len <= SIZE;
+            let copied = self.ring.append_from_self(self.head.wrapping_add(offset as u64), len);
+            assert_eq!(copied, fits);
+            if fits {
+                let copy: Vec<u8> = self.model.range(offset..offset + len).copied().collect();
+                self.model.extend(copy);
+            }
+        }
+
+        fn overwrite(&mut self, offset: usize, seed: u8, len: usize) {
+            let position = self.head.wrapping_add(offset as u64);
+            self.ring.bytes_mut(position, len).copy_from_slice(&bytes(seed, len));
+            self.model.range_mut(offset..offset + len).zip(bytes(seed, len)).for_each(|(old, new)| *old = new);
+        }
+
+        fn free(&mut self, len: usize) {
+            self.head = self.head.wrapping_add(len as u64);
+            self.ring.free_to(self.head);
+            self.model.drain(..len);
+        }
+
+        fn check(&self) {
+            assert_eq!((self.ring.used(), self.ring.room()), (self.model.len(), SIZE - self.model.len()));
+            assert_eq!(self.ring.tail(), self.head.wrapping_add(self.model.len() as u64));
+            // One slice, wherever it wraps.
+            assert_eq!(self.model, self.ring.bytes(self.head, self.model.len()));
+        }
+    }
+
+    #[test]
+    fn a_full_ring_is_whole_at_every_wrap_offset() {
+        for start in [0, u64::MAX - 2 * SIZE as u64] {
+            let mut pair = Pair::new(start);
+            for offset in 0..SIZE {
+                pair.append(offset as u8, SIZE);
+                assert!(pair.ring.append(1).is_none() && pair.ring.append(0).is_some());
+                pair.check();
+                pair.free(SIZE);
+                // The next round begins one byte further on.
+                pair.append(0, 1);
+                pair.free(1);
+            }
+        }
+    }
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Append(u8, usize),
+        Copy(usize, usize),
+        Overwrite(usize, u8, usize),
+        Free(usize),
+    }
+
+    fn any_step() -> impl Strategy<Value = Step> {
+        let len = || prop_oneof![0usize..64, 0usize..=SIZE];
+        prop_oneof![
+            3 => (any::<u8>(), len()).prop_map(|(seed, len)| Step::Append(seed, len)),
+            1 => (any::<usize>(), len()).prop_map(|(offset, len)| Step::Copy(offset, len)),
+            1 => (any::<usize>(), any::<u8>(), len()).prop_map(|(offset, seed, len)| Step::Overwrite(offset, seed, len)),
+            2 => len().prop_map(Step::Free),
+        ]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn agrees_with_a_deque(
+            start in prop_oneof![0..10_000u64, u64::MAX - 10_000..=u64::MAX],
+            steps in prop::collection::vec(any_step(), 1..100),
+        ) {
+            let mut pair = Pair::new(start);
+            for step in steps {
+                let used = pair.model.len();
+                // A run of the ring: some offset, and what is there from it on.
+                let run = |offset: usize, len: usize| {
+                    let offset = offset % (used + 1);
+                    (offset, len.min(used - offset))
+                };
+                match step {
+                    Step::Append(seed, len) => pair.append(seed, len),
+                    Step::Copy(offset, len) => {
+                        let (offset, len) = run(offset, len);
+                        pair.append_from_self(offset, len);
+                    }
+                    Step::Overwrite(offset, seed, len) => {
+                        let (offset, len) = run(offset, len);
+                        pair.overwrite(offset, seed, len);
+                    }
+                    Step::Free(len) => pair.free(len.min(used)),
+                }
+                pair.check();
+            }
+        }
+
+        #[test]
+        fn copies_out_what_a_slice_shows(position: u64, len in 0usize..=SIZE, seed: u8) {
+            let mut memory = memory(4096);
+            memory.slice_mut(position, len).copy_from_slice(&bytes(seed, len));
+            let mut copy = vec![0; len];
+            memory.copy_out(position, &mut copy);
+            prop_assert_eq!(&copy, &bytes(seed, len));
+            prop_assert_eq!(memory.slice(position, len), copy);
+            // The prefix is not part of the ring.
+            memory.slice_mut(position, SIZE).fill(0xff);
+            let prefix = memory.prefix_ptr();
+            // SAFETY: the mapping begins with 4096 bytes of prefix, which nobody writes.
+            let prefix = unsafe { std::slice::from_raw_parts(prefix, 4096) };
+            prop_assert!(prefix.iter().all(|&b| b == 0));
+        }
+    }
+
+    #[test]
+    #[should_panic = "no run is longer than the ring"]
+    fn a_run_longer_than_the_ring_is_refused() {
+        memory(0).slice(0, SIZE + 1);
+    }
+
+    #[test]
+    #[should_panic = "do not overlap"]
+    fn runs_that_overlap_are_refused() {
+        memory(0).copy_within(u64::MAX - 4, 3, 9);
+    }
+
+    #[test]
+    #[should_panic = "do not overlap"]
+    fn runs_that_overlap_around_the_ring_are_refused() {
+        memory(0).copy_within(0, SIZE as u64 - 8, 9);
+    }
+
+    #[test]
+    fn runs_that_only_touch_are_copied() {
+        let mut memory = memory(0);
+        memory.slice_mut(u64::MAX - 7, 8).copy_from_slice(&bytes(1, 8));
+        memory.copy_within(u64::MAX - 7, 0, 8);
+        assert_eq!(memory.slice(0, 8), bytes(1, 8));
+    }
+}
+
 #[cfg(all(test, seqpool_loom))]
 mod loom_tests {
     use super::*;

@@ -44,6 +44,8 @@ impl Service {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Load {
     open: bool,
+    /// Its worker has said hello: what it holds may have started.
+    ready: bool,
     jobs: usize,
     /// Sum of the estimates under which its jobs were added.
     work_ns: u64,
@@ -80,9 +82,15 @@ impl Scheduler {
         self.list_if_idle(slot);
     }
 
+    /// The slot's worker is up.
+    pub(crate) fn ready(&mut self, slot: usize) {
+        self.slots[slot].ready = true;
+    }
+
     /// The slot is given no more jobs.
     pub(crate) fn close(&mut self, slot: usize) {
         self.slots[slot].open = false;
+        self.slots[slot].ready = false;
     }
 
     /// How many slots are open.
@@ -104,12 +112,12 @@ impl Scheduler {
         }
     }
 
-    /// An idle slot, the one that has been busy last.
+    /// An idle slot: the one that has been busy last, of those whose worker is up; else any.
     #[inline]
     pub(crate) fn idle_slot(&mut self) -> Option<usize> {
         while let Some(&slot) = self.idle.last() {
-            if self.slots[slot].open && self.slots[slot].jobs == 0 {
-                return Some(slot);
+            if self.is_idle(slot) {
+                return if self.slots[slot].ready { Some(slot) } else { self.idle_ready_slot().or(Some(slot)) };
             }
             self.slots[slot].listed = false;
             self.idle.pop();
@@ -117,8 +125,19 @@ impl Scheduler {
         None
     }
 
+    /// An idle slot whose worker is up.
+    pub(crate) fn idle_ready_slot(&self) -> Option<usize> {
+        self.idle.iter().rev().copied().find(|&s| self.is_idle(s) && self.slots[s].ready)
+    }
+
     #[inline]
-    fn has_room(&self, slot: usize, estimate_ns: u32) -> bool {
+    fn is_idle(&self, slot: usize) -> bool {
+        self.slots[slot].open && self.slots[slot].jobs == 0
+    }
+
+    /// Whether the slot's window has room for a job of this estimate.
+    #[inline]
+    pub(crate) fn has_room(&self, slot: usize, estimate_ns: u32) -> bool {
         let load = &self.slots[slot];
         load.open
             && load.jobs < self.window_jobs_max
@@ -173,20 +192,35 @@ impl Scheduler {
         }
     }
 
+    /// Jobs of a slot that cannot have started.
+    fn unstarted(&self, slot: usize) -> usize {
+        let load = &self.slots[slot];
+        if !load.open {
+            0
+        } else if load.ready {
+            load.jobs.saturating_sub(1)
+        } else {
+            load.jobs
+        }
+    }
+
+    fn unstarted_ns(&self, slot: usize) -> u64 {
+        let load = &self.slots[slot];
+        if load.jobs == 0 { 0 } else { load.work_ns / load.jobs as u64 * self.unstarted(slot) as u64 }
+    }
+
     /// The slot from which unstarted work is worth taking back for an idle one: the one with most of it. `stuck` tells
-    /// of slots that have brought no result for a whole window: their estimate cannot be trusted.
-    pub(crate) fn victim(&self, stuck: impl Fn(usize) -> bool) -> Option<usize> {
-        let unstarted_ns = |s: usize| {
-            let load = &self.slots[s];
-            if load.jobs < 2 { 0 } else { load.work_ns / load.jobs as u64 * (load.jobs as u64 - 1) }
-        };
+    /// of slots that have brought no result for a whole window: their estimate cannot be trusted. `busy_taking` tells of
+    /// slots with a large job on its way in, which would have to begin again.
+    pub(crate) fn victim(&self, stuck: impl Fn(usize) -> bool, busy_taking: impl Fn(usize) -> bool) -> Option<usize> {
         (0..self.slots.len())
-            .filter(|&s| self.slots[s].open && self.slots[s].jobs >= 2 && (unstarted_ns(s) > STEAL_NS || stuck(s)))
-            .max_by_key(|&s| unstarted_ns(s))
+            .filter(|&s| self.unstarted(s) > 0)
+            .filter(|&s| stuck(s) || (self.unstarted_ns(s) > STEAL_NS && !busy_taking(s)))
+            .max_by_key(|&s| self.unstarted_ns(s))
     }
 
     /// Whether any open slot holds more than it can be running.
     pub(crate) fn has_unstarted(&self) -> bool {
-        self.slots.iter().any(|s| s.open && s.jobs >= 2)
+        (0..self.slots.len()).any(|s| self.unstarted(s) > 0)
     }
 }

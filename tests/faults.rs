@@ -600,10 +600,11 @@ fn row_03_dies_between_receive_and_claim() {
             let mut run = Run::over(builder(2, transport), Deadly(Moment::AfterReceive));
             run.warm_up();
             Deadly::countdown().store(when, SeqCst);
-            run.submit_many(500, "ok");
-            run.submit_many(20, "sleep 300");
-            run.finish();
-            assert_eq!(Deadly::countdown().load(SeqCst), 0, "a worker has died");
+            while Deadly::countdown().load(SeqCst) > 0 {
+                run.submit_many(200, "ok");
+                run.submit_many(10, "sleep 300");
+                run.finish();
+            }
             assert_eq!(run.undone(), [], "killed at receive {when}");
             run.refilled(&[]);
             assert_eq!(run.pool.stats().respawns, 1);
@@ -959,7 +960,8 @@ fn row_17_result_and_deadline_race() {
         let timeout = Duration::from_millis(6);
         let count = if transport == TransportKind::Seqpacket { 3000 } else { 600 };
         for _ in 0..count {
-            run.submit_within(format!("sleep {}", 5000 + random.below(2000)), Some(timeout));
+            // A job is killed up to a sampling period of 2.5 ms after its time, and later on a loaded machine.
+            run.submit_within(format!("sleep {}", 5000 + random.below(7000)), Some(timeout));
             run.until("room", |run| run.pool.outstanding() < 64);
         }
         run.finish();
@@ -1032,7 +1034,8 @@ fn host_without_main_thread() {
     let main = std::process::id() as i32;
     std::thread::spawn(move || {
         let mut run = run;
-        let zombie = || std::fs::read_to_string(format!("/proc/self/task/{main}/stat")).is_ok_and(|s| s.contains(") Z "));
+        let zombie =
+            || std::fs::read_to_string(format!("/proc/self/task/{main}/stat")).is_ok_and(|s| s.contains(") Z "));
         assert!(wait_until(Duration::from_secs(10), zombie), "the main thread has exited");
         std::thread::sleep(Duration::from_millis(100));
         run.submit_many(1000, "ok");
@@ -1488,6 +1491,15 @@ fn row_31_tiny_send_buffers() {
                 assert!(body.starts_with(format!("{tag} ok").as_bytes()));
             }
         }
+        // A job that must be cut into parts waits behind one that runs.
+        let mut run = Run::over(builder(1, transport), Tiny(2304));
+        let slow = run.submit("sleep 50000");
+        run.started(slow);
+        run.submit(format!("ok {}", "x".repeat(60_000)));
+        run.submit_many(10, "ok");
+        run.finish();
+        assert_eq!(run.undone(), []);
+        drop(run);
         // A worker that reads nothing for a second: the host waits, and does not spin.
         let mut run = Run::over(builder(1, transport), Tiny(2304));
         let slow = run.submit("sleep 1000000");
@@ -1662,7 +1674,8 @@ fn attack(how: &str) {
             use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
             let (packet, fds) = (forged(id), [0, 1]);
             let parts = [IoSlice::new(&packet)];
-            sendmsg::<()>(socket, &parts, &[ControlMessage::ScmRights(&fds)], MsgFlags::empty(), None).expect("sendmsg");
+            sendmsg::<()>(socket, &parts, &[ControlMessage::ScmRights(&fds)], MsgFlags::empty(), None)
+                .expect("sendmsg");
         }
         "hello-flood" => loop {
             send(&result(0, Kind::Hello, 0, 0, b""));
@@ -1779,7 +1792,10 @@ fn row_35_scribbles_over_its_slot() {
                 println!("{} undone, {:?}", run.undone().len(), run.pool.stats());
                 // The pool goes on.
                 let pids = run.workers();
-                pids.iter().for_each(|pid| drop(kill(Pid::from_raw(*pid), Signal::SIGKILL)));
+                for pid in &pids {
+                    // It may have died meanwhile.
+                    let _ = kill(Pid::from_raw(*pid), Signal::SIGKILL);
+                }
                 run.refilled(&pids);
                 let first = run.next;
                 run.submit_many(50, "ok");

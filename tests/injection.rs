@@ -244,14 +244,14 @@ fn run(seed: u64, fault: Fault, transport: TransportKind, plan: Plan) -> Report 
     }
     let elapsed = start.elapsed();
     let stats = pool.stats();
+    println!("{elapsed:?}, {} injected, {stats:?}", sys.injected());
     drop(pool);
     for (index, outcome) in outcomes.iter().enumerate() {
         let outcome = outcome.as_ref().unwrap_or_else(|| panic!("job {index} has no outcome; {stats:?}"));
         let starts = starts.0[index].load(Relaxed);
         judge(index, deeds[index], &bodies[index], outcome, starts, cancelled[index], fault);
     }
-    let counted =
-        stats.done + stats.failed + stats.crashed + stats.timed_out + stats.cancelled + stats.rejected;
+    let counted = stats.done + stats.failed + stats.crashed + stats.timed_out + stats.cancelled + stats.rejected;
     assert_eq!((stats.jobs, counted), (plan.jobs as u64, plan.jobs as u64), "{stats:?}");
     Report { stats, injected: sys.injected(), elapsed }
 }

@@ -7,15 +7,15 @@ use super::journal::Journal;
 use super::slot::Slot;
 use crate::error::{Error, ErrorKind};
 use crate::limits::{
-    HANDLERS_MAX, JOB_SIZE_CEILING, JOB_SIZE_MAX, KEPT_FDS_MAX, OUTSTANDING_JOBS_MAX, QUEUE_JOBS_MAX, QUEUE_SIZE,
-    RECEIVE_TIMEOUT, SPAWN_TIMEOUT, STALL_TIMEOUT, WORKERS_MAX,
+    HANDLERS_MAX, HEADER_BLOCK_SIZE_MAX, JOB_SIZE_CEILING, JOB_SIZE_MAX, KEPT_FDS_MAX, OUTSTANDING_JOBS_MAX,
+    QUEUE_JOBS_MAX, QUEUE_SIZE, RECEIVE_TIMEOUT, SEND_BUFFER_SIZE, SPAWN_TIMEOUT, STALL_TIMEOUT, WORKERS_MAX,
 };
 use crate::nursery::{Nursery, Setup};
 use crate::reactor::Reactor;
-use crate::sys::{self, Interest, Linux, Sys};
+use crate::sys::{self, Interest, Linux, OsResult, Sys};
 use crate::transport::TransportKind;
 use crate::worker::{Handler, HandlerError, Handlers, Reply, Request, StartHook};
-use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::time::Duration;
 
 /// Settings of a pool; [`Builder::spawn`] starts it.
@@ -62,6 +62,14 @@ pub fn default_workers() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from).min(WORKERS_MAX)
 }
 
+/// Header lines travel in one packet, with room for a part of the body: where sockets take small packets only, they are
+/// bounded by that.
+fn header_block_size_max<S: Sys>(sys: &S) -> OsResult<usize> {
+    let (socket, _) = sys.socketpair()?;
+    sys.set_send_buffer(socket.as_fd(), SEND_BUFFER_SIZE)?;
+    Ok(HEADER_BLOCK_SIZE_MAX.min(sys.packet_size_max(socket.as_fd())? / 2))
+}
+
 impl Builder {
     /// How many workers. Default: [`default_workers`].
     pub fn workers(mut self, count: usize) -> Self {
@@ -70,8 +78,8 @@ impl Builder {
     }
 
     /// Adds a handler under a name. It runs in the workers, which are forked from this process as it is at
-    /// [`Builder::spawn`]: whatever it captures, each worker has a copy of. It must not rely on a lock that may be held
-    /// across `spawn`.
+    /// [`Builder::spawn`]: whatever it captures, each worker has a copy of; the host's own is dropped there. It must not
+    /// rely on a lock that may be held across `spawn`.
     pub fn handler<F>(mut self, name: &str, handler: F) -> Self
     where
         F: FnMut(&Request<'_>, &mut Reply<'_>) -> Result<(), HandlerError> + 'static,
@@ -187,6 +195,7 @@ impl Builder {
         let nanos = |d: Duration| u64::try_from(d.as_nanos()).unwrap_or(u64::MAX);
         let config = Config {
             job_size_max: self.job_size_max,
+            header_block_size_max: HEADER_BLOCK_SIZE_MAX,
             outstanding_max: self.outstanding_max,
             timeout_ns: self.timeout.map_or(0, nanos),
             stall_ns: nanos(self.stall_timeout),
@@ -196,16 +205,18 @@ impl Builder {
         // From here on the nursery must be shut down when something fails.
         let assemble = |nursery: Nursery<S>| -> Result<Engine<S>, (Error, Nursery<S>)> {
             let parts = (|| {
+                let header_block_size_max = header_block_size_max(&sys)?;
                 let mut reactor = Reactor::with_sys(sys.clone(), workers + 1)?;
                 reactor.make_exposable()?;
                 let token = reactor.register(nursery.socket(), Interest::READ.and(Interest::WRITE))?;
                 let queue = Journal::create(&sys, QUEUE_SIZE, QUEUE_JOBS_MAX)?;
                 let slots =
                     (0..workers).map(|_| Slot::create(&sys, self.first_seq)).collect::<Result<Box<[Slot]>, _>>()?;
-                Ok((reactor, token, queue, slots))
+                Ok((reactor, token, queue, slots, header_block_size_max))
             })();
             match parts {
-                Ok((reactor, nursery_token, queue, slots)) => {
+                Ok((reactor, nursery_token, queue, slots, header_block_size_max)) => {
+                    let config = Config { header_block_size_max, ..config };
                     let transport = self.transport.build(sys.clone(), workers);
                     let (sys, hook) = (sys.clone(), self.hook);
                     Ok(Engine::new(Parts {

@@ -14,8 +14,8 @@ use crate::claim::{self, FrameId};
 use crate::error::{Error, TrySubmitError};
 use crate::frame::{self, FLAG_FRAGMENT, FLAG_TIMED, Header, Kind};
 use crate::limits::{
-    FRAGMENT_PREFIX_SIZE, FRAME_ALIGN, FRAME_HEADER_SIZE, HEADER_BLOCK_SIZE_MAX, LARGE_STORE_SIZE, PACK_SIZE_MAX,
-    PACKET_SIZE_MAX, SLEEP_MAX, UNDELIVERED_SIZE_MAX, WINDOW_NS,
+    FRAGMENT_PREFIX_SIZE, FRAME_ALIGN, FRAME_HEADER_SIZE, LARGE_STORE_SIZE, PACK_SIZE_MAX, PACKET_SIZE_MAX, SLEEP_MAX,
+    UNDELIVERED_SIZE_MAX, WINDOW_NS,
 };
 use crate::nursery::Nursery;
 use crate::outcome::{Outcome, Reason};
@@ -45,6 +45,7 @@ pub(super) struct Pending {
 #[derive(Clone, Debug)]
 pub(super) struct Config {
     pub(super) job_size_max: usize,
+    pub(super) header_block_size_max: usize,
     pub(super) outstanding_max: usize,
     pub(super) timeout_ns: u64,
     pub(super) stall_ns: u64,
@@ -85,10 +86,18 @@ pub(super) struct Engine<S: Sys> {
     /// Shortest timeout seen. Units: nanoseconds.
     shortest_timeout_ns: u64,
     pub(super) tick: Option<TimerId>,
+    /// When it fires. Units: nanoseconds.
+    pub(super) tick_at_ns: u64,
     pub(super) steal: Option<TimerId>,
     pub(super) draining: bool,
     /// The batch whose jobs are delivered; those of earlier ones are dropped.
     batch: u32,
+    /// Whether its run may still be going on.
+    batch_open: bool,
+    /// An outer loop has been told that there is work, and has not come yet.
+    told: bool,
+    /// Jobs were taken back and not placed again.
+    unfilled: bool,
     /// Its jobs that are submitted and not delivered.
     pub(super) batch_outstanding: usize,
     pub(super) start_error: Option<String>,
@@ -168,9 +177,13 @@ impl<S: Sys> Engine<S> {
             timed_jobs: 0,
             shortest_timeout_ns: u64::MAX,
             tick: None,
+            tick_at_ns: 0,
             steal: None,
             draining: false,
             batch: BATCH_SINGLE,
+            batch_open: false,
+            told: false,
+            unfilled: false,
             batch_outstanding: 0,
             start_error: None,
             stats: Stats::default(),
@@ -188,19 +201,41 @@ impl<S: Sys> Engine<S> {
         self.table.len() + self.finished.len()
     }
 
-    /// A new batch; what is left of earlier ones is dropped when it completes.
+    /// Whether only taking outcomes makes room.
+    pub(super) fn is_house_full(&self) -> bool {
+        self.outstanding() >= self.config.outstanding_max || self.finished_size >= UNDELIVERED_SIZE_MAX
+    }
+
+    /// A new batch.
     pub(super) fn begin_batch(&mut self) -> u32 {
+        self.end_batch();
+        self.batch_open = true;
+        self.batch
+    }
+
+    /// The run of the present batch is over, finished or not, forgotten or dropped: nothing of it is delivered any
+    /// more, and what has not started is dropped.
+    pub(super) fn end_batch(&mut self) {
+        if !std::mem::take(&mut self.batch_open) {
+            return;
+        }
+        let ended = self.batch;
+        let is_over = self.batch_outstanding == 0;
         self.batch = self.batch.wrapping_add(1).max(BATCH_SINGLE + 1);
-        let live = self.batch;
         self.batch_outstanding = 0;
-        self.finished.retain(|f| f.batch == BATCH_SINGLE || f.batch == live);
+        if is_over {
+            return;
+        }
+        self.finished.retain(|f| f.batch != ended);
         self.finished_size = self.finished.iter().map(Finished::size).sum();
-        live
+        self.reclaim_all();
+        let left: Vec<_> = self.table.jobs().filter(|&j| self.table.get(j).batch == ended).collect();
+        self.finish_waiting(&left, &Outcome::Cancelled { why: "its run is over".to_owned() });
     }
 
     /// Whether anybody still wants this batch's completions.
     pub(super) fn is_wanted(&self, batch: u32) -> bool {
-        batch == BATCH_SINGLE || batch == self.batch
+        batch == BATCH_SINGLE || (batch == self.batch && self.batch_open)
     }
 
     fn resolve(&self, handler: HandlerRef<'_>) -> Option<u32> {
@@ -216,7 +251,7 @@ impl<S: Sys> Engine<S> {
         if self.draining {
             return Err(TrySubmitError::Draining(job));
         }
-        if self.outstanding() >= self.config.outstanding_max || self.finished_size >= UNDELIVERED_SIZE_MAX {
+        if self.is_house_full() {
             return Err(TrySubmitError::Full(job));
         }
         let handler = match self.check(&job) {
@@ -240,7 +275,7 @@ impl<S: Sys> Engine<S> {
             return Err(TrySubmitError::Full(job));
         }
         let timeout_ns =
-            job.timeout.map_or(self.config.timeout_ns, |t| u64::try_from(t.as_nanos()).unwrap_or(u64::MAX));
+            job.timeout.map_or(self.config.timeout_ns, |t| u64::try_from(t.as_nanos()).unwrap_or(u64::MAX).max(1));
         let index = self.insert(handler, job.tag, timeout_ns, batch);
         self.note(Step::Submitted, index, None);
         let header = Header {
@@ -305,15 +340,16 @@ impl<S: Sys> Engine<S> {
         if job.bad_header {
             return Err(Reason::BadHeader);
         }
-        let (size, limit) = (job.header_block.len(), HEADER_BLOCK_SIZE_MAX);
+        let (size, limit) = (job.header_block.len(), self.config.header_block_size_max);
         if size > limit {
             return Err(Reason::HeadersTooLarge { size: size as u64, limit: limit as u64 });
         }
         Ok(handler)
     }
 
+    /// A job that is not run: its outcome waits.
     #[cold]
-    fn reject(&mut self, job: &Job<'_>, batch: u32, reason: Reason) -> Ticket {
+    pub(super) fn reject(&mut self, job: &Job<'_>, batch: u32, reason: Reason) -> Ticket {
         let index = self.insert(0, job.tag, 0, batch);
         let ticket = self.table.ticket(index);
         self.finish(index, Outcome::Rejected { reason }, None);
@@ -329,7 +365,7 @@ impl<S: Sys> Engine<S> {
         let slot = if large {
             scheduler.idle_slot()
         } else {
-            scheduler.place(estimate_ns, |s| slots[s].journal.has_room(size))
+            scheduler.place(estimate_ns, |s| slots[s].journal.could_make_room(size))
         }?;
         self.make_room(slot, size).then_some(slot)
     }
@@ -427,9 +463,7 @@ impl<S: Sys> Engine<S> {
                 self.hasten_tick();
             }
         }
-        if self.tick.is_none() {
-            self.set_tick();
-        }
+        self.keep_ticking();
     }
 
     #[inline]
@@ -458,22 +492,21 @@ impl<S: Sys> Engine<S> {
     /// Gives waiting jobs to slots with room; takes work back for a worker that would idle.
     pub(super) fn fill(&mut self) {
         self.place_waiting();
-        if self.scheduler.idle_slot().is_none() || !self.scheduler.has_unstarted() || self.has_waiting() {
-            return;
-        }
+        self.unfilled = false;
         // A worker that is not up yet gains nothing from work that another will have done by then.
-        let Some(idle) = self.scheduler.idle_slot() else { return };
-        if self.slots[idle].life != Life::Running {
+        if self.scheduler.idle_ready_slot().is_none() || !self.scheduler.has_unstarted() || self.has_waiting() {
             return;
         }
         let now_ns = self.sys.now_ns();
         let Self { scheduler, slots, .. } = self;
         let stuck = |s: usize| now_ns.saturating_sub(slots[s].progress_ns) >= WINDOW_NS;
-        if let Some(victim) = scheduler.victim(stuck) {
+        let busy_taking = |s: usize| slots[s].fragment_offset > 0;
+        if let Some(victim) = scheduler.victim(stuck, busy_taking) {
             self.reclaim(victim);
             self.place_waiting();
+            self.unfilled = false;
         }
-        if self.steal.is_none() && self.scheduler.idle_slot().is_some() && self.scheduler.has_unstarted() {
+        if self.steal.is_none() && self.scheduler.idle_ready_slot().is_some() && self.scheduler.has_unstarted() {
             self.steal = Some(self.reactor.set_timer(now_ns + WINDOW_NS, Alarm::Steal.to_bits()));
         }
     }
@@ -496,7 +529,11 @@ impl<S: Sys> Engine<S> {
                 self.place(estimate_ns, size, large)
             } else {
                 match share {
-                    Some((slot, left)) if left > 0 && self.slots[slot].journal.has_room(size) => {
+                    Some((slot, left))
+                        if left > 0
+                            && self.scheduler.has_room(slot, estimate_ns)
+                            && self.slots[slot].journal.has_room(size) =>
+                    {
                         share = Some((slot, left - 1));
                         Some(slot)
                     }
@@ -554,7 +591,7 @@ impl<S: Sys> Engine<S> {
                 }
                 position
             }
-            Place::Nowhere | Place::Slot(..) => unreachable!("a waiting job waits somewhere"),
+            Place::Nowhere | Place::Slot(..) | Place::Ending => unreachable!("a waiting job waits somewhere"),
         };
         if !matches!(place, Place::Queue(_)) {
             self.front.pop_front();
@@ -564,22 +601,20 @@ impl<S: Sys> Engine<S> {
 
     // ---- sending
 
-    /// Sends what is placed and not sent, as far as the sockets take it.
-    pub(super) fn flush(&mut self) -> OsResult<()> {
+    /// Sends what is placed and not sent, as far as the sockets take it. A socket that fails costs its own worker.
+    pub(super) fn flush(&mut self) {
         let mut dirty = std::mem::take(&mut self.dirty);
         for &slot in &dirty {
             self.slots[slot].dirty = false;
         }
-        let mut result = Ok(());
         for slot in dirty.drain(..) {
-            if result.is_ok() {
-                result = self.flush_slot(slot);
+            if self.flush_slot(slot).is_err() {
+                self.kill(slot, Doom::Stalled);
             }
         }
         // Slots that asked to be looked at again are on the new list; keep the old one's memory.
         dirty.append(&mut self.dirty);
         self.dirty = dirty;
-        result
     }
 
     fn flush_slot(&mut self, slot: usize) -> OsResult<()> {
@@ -604,6 +639,8 @@ impl<S: Sys> Engine<S> {
             let sent = if s.journal.entry(first).size == 0 {
                 // A large job is not sent behind a running one, which may take any time: it could not be moved.
                 if s.in_flight() {
+                    // A result makes way, as it makes room in the socket.
+                    self.slots[slot].blocked = true;
                     return Ok(());
                 }
                 self.send_fragment(slot, first)?
@@ -769,6 +806,7 @@ impl<S: Sys> Engine<S> {
         }
         let taken = self.front.len() - before;
         self.front.rotate_right(taken);
+        self.unfilled |= taken > 0;
         let s = &mut self.slots[slot];
         s.sent = s.journal.tail();
         s.next_seq = first_seq;
@@ -857,60 +895,93 @@ impl<S: Sys> Engine<S> {
         }
     }
 
-    /// Cancels a job wherever it is. `false`: it is over already.
+    /// Cancels a job wherever it is. `false`: it is over already, or about to be.
     pub(super) fn cancel(&mut self, ticket: Ticket, why: &str) -> bool {
         let Some(job) = self.table.find(ticket) else { return false };
         if let Place::Slot(slot, _) = self.table.get(job).place {
             let slot = slot as usize;
+            if self.slots[slot].life == Life::Dying {
+                // What has not started was taken back when that was decided; nothing else may run again.
+                return false;
+            }
             let word = self.reclaim(slot);
             // What has started may be finished by now.
             self.drain_slot(slot);
             if self.table.find(ticket).is_none() {
                 return false;
             }
-            // A worker publishes a result before its next claim: only the last job that started can be running.
-            if let (Some(word), Place::Slot(_, position)) = (word, self.table.get(job).place)
-                && FrameId::from_bits(self.slots[slot].journal.entry(position).id).seq.wrapping_add(1) != word.seq
-            {
-                return false;
-            }
-        }
-        match self.table.get(job).place {
-            Place::Queue(position) => self.queue.void(position),
-            Place::FrontInSlot(slot, position) => {
-                self.slots[slot as usize].journal.void(position);
-                self.front.retain(|&j| j != job);
-            }
-            Place::FrontOwned => self.front.retain(|&j| j != job),
-            Place::Slot(slot, _) => {
-                // Started and not finished: only its worker's death ends it.
-                self.kill(slot as usize, Doom::Cancelled { why: why.to_owned() });
+            if let Place::Slot(_, position) = self.table.get(job).place {
+                // A worker publishes a result before its next claim: only the last job that started can be running.
+                let seq = FrameId::from_bits(self.slots[slot].journal.entry(position).id).seq;
+                if word.is_none_or(|w| seq.wrapping_add(1) != w.seq) {
+                    return false;
+                }
+                // Only its worker's death ends it.
+                self.kill(slot, Doom::Cancelled { why: why.to_owned() });
                 return true;
             }
-            Place::Nowhere => return false,
         }
-        self.finish(job, Outcome::Cancelled { why: why.to_owned() }, None);
+        self.finish_waiting(&[job], &Outcome::Cancelled { why: why.to_owned() });
         true
+    }
+
+    /// Takes back what has not started, everywhere.
+    pub(super) fn reclaim_all(&mut self) {
+        for slot in 0..self.slots.len() {
+            if self.scheduler.jobs(slot) > 0 && self.slots[slot].life != Life::Dying {
+                self.reclaim(slot);
+            }
+        }
+    }
+
+    /// Those of these jobs that wait for a slot have this outcome.
+    pub(super) fn finish_waiting(&mut self, jobs: &[JobIndex], outcome: &Outcome<Vec<u8>>) {
+        for &job in jobs {
+            match self.table.get(job).place {
+                Place::Queue(position) => self.queue.void(position),
+                Place::FrontInSlot(slot, position) => self.slots[slot as usize].journal.void(position),
+                Place::FrontOwned => {}
+                Place::Nowhere | Place::Slot(..) | Place::Ending => continue,
+            }
+            self.table.get_mut(job).place = Place::Ending;
+        }
+        let Self { front, table, .. } = self;
+        front.retain(|&job| table.get(job).place != Place::Ending);
+        for &job in jobs {
+            if self.table.get(job).place == Place::Ending {
+                self.finish(job, outcome.clone(), None);
+            }
+        }
     }
 
     /// Cancels everything.
     pub(super) fn cancel_all(&mut self, why: &str) {
-        let tickets: Vec<_> = self.table.jobs().map(|job| self.table.ticket(job)).collect();
-        for ticket in tickets {
-            self.cancel(ticket, why);
+        self.reclaim_all();
+        for slot in 0..self.slots.len() {
+            if self.scheduler.jobs(slot) > 0 && self.slots[slot].life != Life::Dying {
+                self.drain_slot(slot);
+                if self.slots[slot].in_flight() {
+                    self.kill(slot, Doom::Cancelled { why: why.to_owned() });
+                }
+            }
         }
+        let all: Vec<_> = self.table.jobs().collect();
+        self.finish_waiting(&all, &Outcome::Cancelled { why: why.to_owned() });
     }
 
     // ---- the turn
 
     /// One turn: sends, waits at most `timeout_ns`, reads, serves timers. Completions go to `sink`.
     pub(super) fn turn(&mut self, timeout_ns: Option<u64>, sink: Sink<'_, S>) -> OsResult<()> {
-        self.resume(sink)?;
+        self.told = false;
+        let before = self.finished.len();
+        self.resume(sink);
         self.fill();
-        self.flush()?;
+        self.flush();
         let busy = self.table.len() != 0;
         let timeout_ns = match timeout_ns {
-            _ if !self.finished.is_empty() => Some(0),
+            // Something has come that the caller wants to know.
+            _ if self.finished.len() > before => Some(0),
             Some(t) if busy => Some(t.min(SLEEP_MAX.as_nanos() as u64)),
             None if busy => Some(SLEEP_MAX.as_nanos() as u64),
             other => other,
@@ -930,28 +1001,34 @@ impl<S: Sys> Engine<S> {
                 if readiness.is_writable() {
                     self.mark_dirty(slot);
                 }
-                self.receive(slot, sink)?;
+                self.receive(slot, sink);
             } else {
                 // Deregistered since; the reactor has dropped it too.
                 self.reactor.exhausted(token, readiness);
             }
         }
         if let Some(slot) = self.transport.next_in_turn() {
-            self.receive(slot, sink)?;
+            self.receive(slot, sink);
         }
         self.fill();
-        self.flush()
+        self.flush();
+        Ok(())
     }
 
-    /// Whether a return to the caller leaves something that an outer loop must come back for.
-    pub(super) fn has_work_left(&self) -> bool {
-        !self.finished.is_empty() || self.pending.is_some() || !self.dirty.is_empty()
-    }
-
-    /// Ends every call from outside: tells an outer loop what is left.
+    /// Ends every call from outside: tells an outer loop, if there is one, what is left.
     pub(super) fn settle(&mut self) -> Result<(), Error> {
-        let left = self.has_work_left();
+        let left = !self.finished.is_empty() || self.pending.is_some() || !self.dirty.is_empty() || self.unfilled;
+        self.told = left;
         self.reactor.settle(left).map_err(Error::os("telling the outer loop"))
+    }
+
+    /// As [`Engine::settle`], after a submit: once told, the outer loop comes, and that turn ends with another settling.
+    #[inline]
+    pub(super) fn settle_submit(&mut self) {
+        if self.reactor.is_exposed() && !self.told {
+            // An error here comes back from the next call that can return it.
+            let _ = self.settle();
+        }
     }
 
     pub(super) fn timed_jobs(&self) -> usize {

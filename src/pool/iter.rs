@@ -3,7 +3,7 @@
 use super::engine::{BATCH_SINGLE, Engine};
 use super::job::{Completion, HandlerId, HandlerRef, Job};
 use super::{Pool, Submitter};
-use crate::error::{Error, ErrorKind, TrySubmitError};
+use crate::error::{Error, TrySubmitError};
 use crate::limits::{ORDER_WINDOW_JOBS, ORDER_WINDOW_SIZE};
 use crate::outcome::{Outcome, Reason};
 use crate::sys::{Linux, Sys};
@@ -46,38 +46,49 @@ impl<I: Iterator<Item: AsRef<[u8]>>> Feed<I> {
         Self { inputs, held: None, handler, batch: engine.begin_batch(), next: 0, exhausted: false, chunk: 1 }
     }
 
+    fn take(&mut self) -> Option<I::Item> {
+        let input = self.held.take().or_else(|| self.inputs.next());
+        self.exhausted |= input.is_none();
+        input
+    }
+
     /// Submits inputs while there is room and `admits` their numbers, and sends them.
-    fn pump<S: Sys>(&mut self, engine: &mut Engine<S>, admits: impl Fn(u64) -> bool) -> Result<(), Error> {
+    fn pump<S: Sys>(&mut self, engine: &mut Engine<S>, admits: impl Fn(u64) -> bool) {
         let mut start_ns = engine.sys.now_ns();
         let mut taken = 0;
         while !self.exhausted && admits(self.next) {
-            let Some(input) = self.held.take().or_else(|| self.inputs.next()) else {
-                self.exhausted = true;
-                break;
-            };
+            let Some(input) = self.take() else { return };
             let handler = match &self.handler {
                 Target::Known(id) => HandlerRef::Id(*id),
                 Target::Unknown(name) => HandlerRef::Name(name),
             };
-            let submitted = engine.try_submit(Job::new(handler, input.as_ref()).tag(self.next), self.batch).map(drop);
-            match submitted.map_err(|e| matches!(e, TrySubmitError::Full(_))) {
-                Ok(()) => self.next += 1,
-                Err(true) => {
+            let job = Job::new(handler, input.as_ref()).tag(self.next);
+            let is_hopeless = |engine: &Engine<S>| engine.is_house_full() && engine.batch_outstanding == 0;
+            let refused = match engine.try_submit(job, self.batch) {
+                Ok(_) => None,
+                Err(TrySubmitError::Draining(job)) => Some((job, Reason::Draining)),
+                // Nothing of this run will ever make room.
+                Err(TrySubmitError::Full(job)) if is_hopeless(engine) => Some((job, Reason::NoRoom)),
+                Err(TrySubmitError::Full(_)) => {
                     self.held = Some(input);
-                    break;
+                    return;
                 }
-                Err(false) => return Err(Error::new(ErrorKind::Draining)),
+            };
+            self.next += 1;
+            if let Some((job, reason)) = refused {
+                // One at a time, so that they are taken as they come.
+                engine.reject(&job, self.batch, reason);
+                return;
             }
             taken += 1;
             if taken >= self.chunk {
                 let now_ns = engine.sys.now_ns();
                 let quick = now_ns.saturating_sub(start_ns) < SLOW_INPUT_NS;
                 self.chunk = if quick { (self.chunk * 2).min(CHUNK_MAX) } else { 1 };
-                engine.flush().map_err(Error::os("sending jobs"))?;
+                engine.flush();
                 (start_ns, taken) = (now_ns, 0);
             }
         }
-        Ok(())
     }
 }
 
@@ -110,7 +121,7 @@ impl<I: Iterator<Item: AsRef<[u8]>>, S: Sys> Map<'_, I, S> {
         let engine = pool.engine_mut();
         // Ahead of the oldest undelivered outcome, but not without bound; the oldest itself is always admitted.
         let (oldest, full) = (*next, *held_size >= ORDER_WINDOW_SIZE);
-        feed.pump(engine, |n| n < oldest + ORDER_WINDOW_JOBS as u64 && (!full || n == oldest))?;
+        feed.pump(engine, |n| n < oldest + ORDER_WINDOW_JOBS as u64 && (!full || n == oldest));
         if feed.exhausted && *next == feed.next {
             return Ok(());
         }
@@ -143,10 +154,13 @@ impl<I: Iterator<Item: AsRef<[u8]>>, S: Sys> Iterator for Map<'_, I, S> {
                 return Some(outcome);
             }
             if let Some(error) = &self.failed {
-                let outcome = (self.next < self.feed.next).then(|| broken(error));
+                if self.next == self.feed.next {
+                    self.feed.take()?;
+                    self.feed.next += 1;
+                }
                 self.next += 1;
                 self.held.pop_front();
-                return outcome;
+                return Some(broken(error));
             }
             if self.feed.exhausted && self.next == self.feed.next {
                 return None;
@@ -158,12 +172,19 @@ impl<I: Iterator<Item: AsRef<[u8]>>, S: Sys> Iterator for Map<'_, I, S> {
     }
 }
 
+impl<I: Iterator, S: Sys> Drop for Map<'_, I, S> {
+    fn drop(&mut self) {
+        self.pool.end_run();
+    }
+}
+
 /// Outcomes as they come, each with the number of its input. See [`Pool::unordered`].
 pub struct Unordered<'p, I: Iterator, S: Sys = Linux> {
     pool: &'p mut Pool<S>,
     feed: Feed<I>,
     ready: VecDeque<(u64, Outcome<Vec<u8>>)>,
     yielded: u64,
+    failed: Option<Error>,
 }
 
 impl<I: Iterator<Item: AsRef<[u8]>>, S: Sys> Iterator for Unordered<'_, I, S> {
@@ -175,28 +196,42 @@ impl<I: Iterator<Item: AsRef<[u8]>>, S: Sys> Iterator for Unordered<'_, I, S> {
                 self.yielded += 1;
                 return Some(item);
             }
-            if self.feed.exhausted && self.yielded == self.feed.next {
-                return None;
+            if let Some(error) = &self.failed {
+                self.feed.take()?;
+                self.feed.next += 1;
+                self.yielded += 1;
+                return Some((self.feed.next - 1, broken(error)));
             }
             let Self { pool, feed, ready, .. } = self;
-            let engine = pool.engine_mut();
-            let batch = feed.batch;
-            let turn = feed.pump(engine, |_| true).and_then(|()| {
-                if feed.exhausted && feed.next == self.yielded {
-                    return Ok(());
-                }
-                engine.collect(batch, &mut |c| ready.push_back((c.tag, c.outcome.map(<[u8]>::to_vec))))
-            });
+            let (engine, batch) = (pool.engine_mut(), feed.batch);
+            feed.pump(engine, |_| true);
+            if feed.exhausted && feed.next == self.yielded {
+                return None;
+            }
+            let turn = engine.collect(batch, &mut |c| ready.push_back((c.tag, c.outcome.map(<[u8]>::to_vec))));
             if let Err(error) = turn {
                 // What was submitted and not answered has no other way to end.
-                let (batch, why) = (feed.batch, broken(&error));
-                ready.extend(engine.abandon_batch(batch).into_iter().map(|tag| (tag, why.clone())));
-                feed.exhausted = true;
-                if ready.is_empty() {
-                    return None;
-                }
+                ready.extend(engine.tags_left(batch).into_iter().map(|tag| (tag, broken(&error))));
+                engine.end_batch();
+                self.failed = Some(error);
             }
         }
+    }
+}
+
+impl<I: Iterator, S: Sys> Drop for Unordered<'_, I, S> {
+    fn drop(&mut self) {
+        self.pool.end_run();
+    }
+}
+
+impl<S: Sys> Pool<S> {
+    /// An iterator is gone: so is what it has not taken.
+    fn end_run(&mut self) {
+        let engine = self.engine_mut();
+        engine.end_batch();
+        // An error here comes back from the next call that can return it.
+        let _ = engine.settle();
     }
 }
 
@@ -235,7 +270,7 @@ impl<S: Sys> Engine<S> {
     }
 
     /// The tags of a batch's jobs that have no outcome.
-    fn abandon_batch(&mut self, batch: u32) -> Vec<u64> {
+    fn tags_left(&self, batch: u32) -> Vec<u64> {
         self.table.jobs().map(|j| self.table.get(j)).filter(|r| r.batch == batch).map(|r| r.tag).collect()
     }
 }
@@ -262,7 +297,7 @@ impl<S: Sys> Pool<S> {
         I: IntoIterator<Item: AsRef<[u8]>>,
     {
         let feed = Feed::new(self.engine_mut(), handler.into(), inputs.into_iter());
-        Unordered { pool: self, feed, ready: VecDeque::new(), yielded: 0 }
+        Unordered { pool: self, feed, ready: VecDeque::new(), yielded: 0, failed: None }
     }
 
     /// Runs every input through a handler and hands each completion to `f` as it comes, its body borrowed: nothing is
@@ -270,7 +305,7 @@ impl<S: Sys> Pool<S> {
     /// come back to `f` too.
     ///
     /// # Errors
-    /// When the pool is draining, or the kernel fails the reactor.
+    /// When the kernel fails the reactor.
     pub fn for_each<'h, I>(
         &mut self,
         handler: impl Into<HandlerRef<'h>>,
@@ -284,13 +319,14 @@ impl<S: Sys> Pool<S> {
         let mut feed = Feed::new(engine, handler.into(), inputs.into_iter());
         let batch = feed.batch;
         loop {
-            feed.pump(engine, |_| true)?;
+            feed.pump(engine, |_| true);
             let mut any = false;
             engine.deliver_batch(batch, &mut |engine, c| {
                 any = true;
                 f(c, &mut Submitter { engine, batch });
             });
             if feed.exhausted && !any && engine.batch_outstanding == 0 {
+                engine.end_batch();
                 return engine.settle();
             }
             let timeout_ns = if any { Some(0) } else { None };

@@ -100,6 +100,21 @@ impl Journal {
         self.bytes.room() >= size && self.tail.wrapping_sub(self.head) < self.entries.len() as u64
     }
 
+    /// Whether it could, once what stands at the head is copied out.
+    pub(super) fn could_make_room(&self, size: usize) -> bool {
+        if self.has_room(size) {
+            return true;
+        }
+        let mut next = self.head;
+        while next != self.tail && (next == self.head || self.entry(next).state == State::Void) {
+            next += 1;
+        }
+        let end = if next == self.tail { self.bytes.tail() } else { self.entry(next).at };
+        let gained = end.wrapping_sub(self.entry(self.head).at) as usize;
+        let gains_entry = next - self.head >= 2 || self.entry(self.head).state == State::TakenBack;
+        gains_entry && self.bytes.room() + gained >= size
+    }
+
     /// Appends an entry and `size` bytes for the caller to fill. The caller has asked for room.
     #[inline]
     pub(super) fn append(&mut self, job: JobIndex, id: u64, size: usize, estimate_ns: u32) -> (Position, &mut [u8]) {
@@ -194,3 +209,6 @@ impl Journal {
         moved
     }
 }
+
+#[cfg(all(test, not(seqpool_loom)))]
+mod tests;

@@ -82,8 +82,10 @@ impl<S: Sys> Pool<S> {
     /// [`TrySubmitError::Full`] and [`TrySubmitError::Draining`] give the job back.
     #[inline]
     pub fn try_submit<'j>(&mut self, job: Job<'j>) -> Result<Ticket, TrySubmitError<Job<'j>>> {
+        self.engine.end_batch();
         let ticket = self.engine.try_submit(job, BATCH_SINGLE)?;
         self.engine.kick();
+        self.engine.settle_submit();
         Ok(ticket)
     }
 
@@ -93,25 +95,24 @@ impl<S: Sys> Pool<S> {
     /// [`ErrorKind::Undelivered`] when only taking outcomes would make room, [`ErrorKind::Draining`], or the kernel's.
     pub fn submit(&mut self, job: Job<'_>) -> Result<Ticket, Error> {
         let engine = self.engine_mut();
+        engine.end_batch();
         let mut job = job;
         loop {
             match engine.try_submit(job, BATCH_SINGLE) {
                 Ok(ticket) => {
                     engine.kick();
+                    engine.settle()?;
                     return Ok(ticket);
                 }
                 Err(TrySubmitError::Draining(_)) => return Err(Error::new(ErrorKind::Draining)),
                 Err(TrySubmitError::Full(back)) => job = back,
             }
-            if engine.finished.len() >= engine.outstanding() {
+            // A job that ends here becomes an outcome that waits: no room is made by waiting.
+            if engine.is_house_full() {
+                engine.settle()?;
                 return Err(Error::new(ErrorKind::Undelivered));
             }
-            let before = engine.finished.len();
             engine.turn_keeping(None)?;
-            // A full house of outcomes and nothing more to come from the workers' side for this job.
-            if engine.finished.len() == before && engine.table.len() == 0 {
-                return Err(Error::new(ErrorKind::Undelivered));
-            }
         }
     }
 
@@ -129,6 +130,7 @@ impl<S: Sys> Pool<S> {
         mut f: impl FnMut(Completion<'_>, &mut Submitter<'_, S>),
     ) -> Result<usize, Error> {
         let engine = self.engine_mut();
+        engine.end_batch();
         let deadline_ns =
             timeout.map(|t| engine.sys.now_ns().saturating_add(u64::try_from(t.as_nanos()).unwrap_or(u64::MAX)));
         let mut delivered = 0;
@@ -163,16 +165,17 @@ impl<S: Sys> Pool<S> {
     /// Sends the jobs that are packed and not sent. [`Pool::poll`] does it too.
     ///
     /// # Errors
-    /// When the kernel fails a socket in a way that no peer can cause.
+    /// When an outer loop cannot be told that something is left.
     pub fn flush(&mut self) -> Result<(), Error> {
         let engine = self.engine_mut();
         engine.fill();
-        engine.flush().map_err(Error::os("sending jobs"))?;
+        engine.flush();
         engine.settle()
     }
 
     /// Cancels a job, wherever it is: queued, sent, or running (then its worker is killed). Its outcome still comes, and
-    /// is [`Cancelled`](crate::Outcome::Cancelled) unless the result was there first. `false`: it is over already.
+    /// is [`Cancelled`](crate::Outcome::Cancelled) unless the result was there first. `false`: it is over already, or its worker
+    /// is being killed anyway.
     pub fn cancel(&mut self, ticket: Ticket) -> bool {
         let engine = self.engine_mut();
         let cancelled = engine.cancel(ticket, "on request");
@@ -198,6 +201,7 @@ impl<S: Sys> Pool<S> {
     /// # Errors
     /// As [`Pool::poll`].
     pub fn drain(&mut self, mut f: impl FnMut(Completion<'_>, &mut Submitter<'_, S>)) -> Result<(), Error> {
+        self.engine_mut().end_batch();
         self.engine_mut().draining = true;
         while self.outstanding() > 0 {
             self.poll(None, &mut f)?;
@@ -228,7 +232,7 @@ impl<S: Sys> Pool<S> {
                 return engine.settle().map(|()| true);
             }
             let left_ns = deadline_ns.saturating_sub(engine.sys.now_ns());
-            if left_ns == 0 || engine.hopeless.is_some() {
+            if left_ns == 0 || engine.slots.iter().any(|s| s.life == slot::Life::GivenUp) {
                 return engine.settle().map(|()| false);
             }
             engine.turn_keeping(Some(left_ns))?;
@@ -241,8 +245,7 @@ impl<S: Sys> Engine<S> {
     #[inline]
     fn kick(&mut self) {
         if self.has_idle_dirty() {
-            // An error of one socket is found again by the next turn, which can report it.
-            let _ = self.flush();
+            self.flush();
         }
     }
 

@@ -11,7 +11,7 @@ use super::slot::{Assembly, Doom, Life};
 use crate::frame::{FLAG_FRAGMENT, FLAG_TIMED, Frame, Frames, Kind, Status};
 use crate::limits::{PACKETS_PER_TURN, RING_SIZE};
 use crate::outcome::{Outcome, Reason};
-use crate::sys::{OsResult, Received, Sys};
+use crate::sys::{Received, Sys};
 use std::io::IoSliceMut;
 
 /// Bytes of the two times before the body of a timed result.
@@ -31,31 +31,30 @@ impl<S: Sys> Drop for Lease<'_, S> {
 
 impl<S: Sys> Engine<S> {
     /// Reads packets of one slot, as many as its turn allows.
-    pub(super) fn receive(&mut self, slot: usize, sink: Sink<'_, S>) -> OsResult<()> {
+    pub(super) fn receive(&mut self, slot: usize, sink: Sink<'_, S>) {
         for _ in 0..PACKETS_PER_TURN {
-            if !self.receive_packet(slot)? {
-                return Ok(());
+            if !self.receive_packet(slot) {
+                return;
             }
-            self.resume(sink)?;
+            self.resume(sink);
         }
         // Not exhausted: it stays on the ready list, and the others have their turn first.
-        Ok(())
     }
 
     /// Reads everything that this slot has sent; completions wait to be delivered.
     pub(super) fn drain_slot(&mut self, slot: usize) {
         self.read_pending(None);
-        // An error here is an error of the slot's own socket; what it brought so far counts.
-        while let Ok(true) = self.receive_packet(slot) {
+        while self.receive_packet(slot) {
             self.read_pending(None);
         }
     }
 
     /// Receives one packet. `false`: nothing more for now.
-    fn receive_packet(&mut self, slot: usize) -> OsResult<bool> {
+    fn receive_packet(&mut self, slot: usize) -> bool {
         debug_assert!(self.pending.is_none(), "one packet at a time");
         loop {
-            match self.transport.recv(slot, &mut [IoSliceMut::new(&mut self.rx)])? {
+            let received = self.transport.recv(slot, &mut [IoSliceMut::new(&mut self.rx)]);
+            match received.unwrap_or(Received::Truncated) {
                 Received::Packet(size) => {
                     let now_ns = self.sys.now_ns();
                     let s = &mut self.slots[slot];
@@ -66,35 +65,35 @@ impl<S: Sys> Engine<S> {
                     if s.blocked {
                         self.mark_dirty(slot);
                     }
-                    return Ok(true);
+                    return true;
                 }
                 // Results may still follow.
                 Received::Reset => {}
                 Received::WouldBlock => {
                     self.transport.exhausted(&mut self.reactor, slot);
-                    return Ok(false);
+                    return false;
                 }
                 Received::Closed => {
-                    self.transport.exhausted(&mut self.reactor, slot);
+                    self.transport.hung_up(&mut self.reactor, slot);
                     // Not a death: that is what the exit report says. Unless nobody is left to report.
                     if self.nursery.is_none() {
                         self.on_unreported_exit(slot);
                     }
-                    return Ok(false);
+                    return false;
                 }
+                // Or an error of its socket, which is as much its own.
                 Received::Truncated => {
                     self.kill(slot, Doom::Hostile);
                     self.transport.exhausted(&mut self.reactor, slot);
-                    return Ok(false);
+                    return false;
                 }
             }
         }
     }
 
     /// Reads on in a packet that was interrupted.
-    pub(super) fn resume(&mut self, sink: Sink<'_, S>) -> OsResult<()> {
+    pub(super) fn resume(&mut self, sink: Sink<'_, S>) {
         self.read_pending(Some(sink));
-        Ok(())
     }
 
     fn read_pending(&mut self, mut sink: Option<Sink<'_, S>>) {
@@ -133,6 +132,10 @@ impl<S: Sys> Engine<S> {
     }
 
     fn on_hello(&mut self, slot: usize, frame: Frame<'_>) {
+        if self.slots[slot].ready {
+            // Once is enough: what nobody waits for could come for ever.
+            return self.kill(slot, Doom::Hostile);
+        }
         if frame.header.code == Status::Done as u32 {
             if self.slots[slot].life == Life::Starting {
                 self.on_ready(slot);
@@ -164,7 +167,10 @@ impl<S: Sys> Engine<S> {
         if fragment.offset == 0 {
             let mut body = std::mem::take(&mut self.spare);
             body.clear();
-            body.reserve(total);
+            // The size is a worker's word: a host without that much memory must not end by it.
+            if body.try_reserve_exact(total).is_err() {
+                return self.kill(slot, Doom::Hostile);
+            }
             s.assembly = Some(Assembly { body, total });
         }
         match &mut s.assembly {

@@ -89,6 +89,8 @@ pub(super) struct Slot {
     /// Deaths in a row before a first finished job.
     pub(super) early_deaths: u32,
     pub(super) spawn_failures: u32,
+    /// A worker that could not be killed still has its memory.
+    pub(super) needs_memory: bool,
     /// Deaths in a row before hello.
     pub(super) failed_starts: u32,
     /// Respawn, spawn deadline or kill deadline, by `life`.
@@ -127,9 +129,19 @@ impl Slot {
             proved: false,
             early_deaths: 0,
             spawn_failures: 0,
+            needs_memory: false,
             failed_starts: 0,
             timer: None,
         })
+    }
+
+    /// Gives up the shared memory and takes new. The journal is the host's own and stays: jobs may still lie in it.
+    pub(super) fn renew_memory<S: Sys>(&mut self, sys: &S) -> OsResult<()> {
+        let file = SlotFile::create(sys)?;
+        self.memory = file.map(sys)?;
+        self.file = file;
+        self.needs_memory = false;
+        Ok(())
     }
 
     /// Whether a worker may be there.

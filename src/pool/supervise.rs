@@ -1,21 +1,22 @@
 //! Workers' lives: starting, deadlines, killing, what a death means for each job, starting again.
 
 use super::engine::{Alarm, Engine};
-use super::slot::{Doom, Life, Slot};
+use super::slot::{Doom, Life};
 use super::table::{JobIndex, Place};
 use crate::claim;
 use crate::limits::{
     CHARGES_MAX, EARLY_DEATHS_MAX, KILL_TIMEOUT, RESPAWN_BACKOFF_MAX, RESPAWN_BACKOFF_MIN, SAMPLE_MIN, SLEEP_MAX,
     SPAWN_FAILURES_MAX,
 };
-use crate::nursery::{Command, Heard, Parcel, Report};
+use crate::nursery::{Command, Heard, Nursery, Parcel, Report};
 use crate::outcome::{Crash, CrashCause, Outcome, Reason};
 use crate::slot::Phase;
-use crate::sys::{Exit, OsError, OsResult, Readiness, Sys};
+use crate::sys::{Exit, Interest, OsError, OsResult, PollFd, Readiness, Sys};
 use std::os::fd::AsFd;
 use std::time::Duration;
 
 const SIGKILL: i32 = 9;
+const ESRCH: i32 = 3;
 
 fn nanos(d: Duration) -> u64 {
     u64::try_from(d.as_nanos()).unwrap_or(u64::MAX)
@@ -26,8 +27,14 @@ impl<S: Sys> Engine<S> {
 
     /// Asks the nursery for a worker; jobs may be sent to it from now on.
     pub(super) fn start_worker(&mut self, slot: usize) -> OsResult<()> {
-        let Some(nursery) = &mut self.nursery else { return Ok(()) };
         debug_assert_eq!(self.slots[slot].life, Life::Empty);
+        let Some(nursery) = &mut self.nursery else {
+            self.give_up(slot);
+            return Ok(());
+        };
+        if self.slots[slot].needs_memory {
+            self.slots[slot].renew_memory(&self.sys)?;
+        }
         let (socket, theirs) = self.sys.socketpair()?;
         let (lifeline, worker_lifeline) = self.sys.socketpair()?;
         let file = self.slots[slot]
@@ -36,19 +43,28 @@ impl<S: Sys> Engine<S> {
             .try_clone_to_owned()
             .map_err(|e| OsError { call: "fcntl(F_DUPFD_CLOEXEC)", errno: e.raw_os_error().unwrap_or_default() })?;
         self.transport.attach(&mut self.reactor, slot, socket)?;
+        // Nothing can fail any more but the nursery itself.
         let now_ns = self.sys.now_ns();
         let s = &mut self.slots[slot];
         s.begin_incarnation(now_ns);
         s.lifeline = Some(lifeline);
         let command = Command::Spawn { slot: slot as u32, generation: s.generation };
         let parcel = Parcel { socket: theirs, file, lifeline: worker_lifeline };
-        let alive = nursery.command(command, Some(parcel))?;
+        let sent = nursery.command(command, Some(parcel));
         self.scheduler.open(slot);
         self.set_slot_timer(slot, now_ns.saturating_add(self.config.spawn_ns));
-        if !alive {
+        self.keep_ticking();
+        if !matches!(sent, Ok(true)) {
             self.nursery_lost();
         }
         Ok(())
+    }
+
+    /// Starts a worker now, or says when to try again.
+    fn refill(&mut self, slot: usize) {
+        if let Err(error) = self.start_worker(slot) {
+            self.on_spawn_failure(slot, error);
+        }
     }
 
     /// The worker has said hello.
@@ -60,6 +76,8 @@ impl<S: Sys> Engine<S> {
         s.ready = true;
         s.failed_starts = 0;
         (s.sampled_ns, s.progress_ns) = (now_ns, now_ns);
+        self.scheduler.ready(slot);
+        let s = &self.slots[slot];
         if s.generation > 1 {
             self.stats.respawns += 1;
         }
@@ -169,6 +187,18 @@ impl<S: Sys> Engine<S> {
         }
     }
 
+    /// Whether a slot's worker has ended, for when nobody reports it.
+    fn has_vanished(&self, slot: usize) -> bool {
+        let Some(pid) = self.slots[slot].pid else { return false };
+        match self.sys.pidfd_open(pid) {
+            Ok(fd) => {
+                let mut poll = [PollFd::new(fd.as_fd(), Interest::READ)];
+                self.sys.poll(&mut poll, Some(0)).is_ok() && poll[0].readiness().is_readable()
+            }
+            Err(error) => error.errno == ESRCH,
+        }
+    }
+
     // ---- killing
 
     /// Has a worker killed. What it means for its jobs is decided when its exit is reported.
@@ -201,6 +231,8 @@ impl<S: Sys> Engine<S> {
             }
             (None, Some(pid)) => {
                 let _ = self.sys.kill(-pid, SIGKILL);
+                // It may have left its group; this reaches it wherever it is.
+                self.slots[slot].lifeline = None;
             }
             (None, None) => {}
         }
@@ -242,8 +274,8 @@ impl<S: Sys> Engine<S> {
         if s.early_deaths > 0 {
             let at = self.sys.now_ns() + nanos(backoff(s.early_deaths));
             self.set_slot_timer(slot, at);
-        } else if let Err(error) = self.start_worker(slot) {
-            self.on_spawn_failure(slot, error);
+        } else {
+            self.refill(slot);
         }
     }
 
@@ -364,16 +396,12 @@ impl<S: Sys> Engine<S> {
             Alarm::Slot(slot) => {
                 self.slots[slot].timer = None;
                 match self.slots[slot].life {
-                    Life::Empty => {
-                        if let Err(error) = self.start_worker(slot) {
-                            self.on_spawn_failure(slot, error);
-                        }
-                    }
+                    Life::Empty => self.refill(slot),
                     Life::Starting => {
                         self.start_error.get_or_insert_with(|| "set-up did not end in time".to_owned());
                         self.kill(slot, Doom::Stalled);
                     }
-                    Life::Dying => self.abandon(slot)?,
+                    Life::Dying => self.abandon(slot),
                     Life::Running | Life::GivenUp => {}
                 }
                 Ok(())
@@ -382,58 +410,75 @@ impl<S: Sys> Engine<S> {
     }
 
     /// A worker that cannot be killed keeps its memory for ever; the slot goes on with memory of its own.
-    fn abandon(&mut self, slot: usize) -> OsResult<()> {
+    fn abandon(&mut self, slot: usize) {
         self.drain_slot(slot);
-        self.vacate(slot, Some(Exit::Signal(SIGKILL)));
-        let old = &self.slots[slot];
-        let generation = old.generation;
-        let fresh = Slot::create(&self.sys, 0)?;
-        // The journal is the host's own and stays: jobs in front still lie in it.
-        let s = &mut self.slots[slot];
-        s.file = fresh.file;
-        s.memory = fresh.memory;
-        s.generation = generation;
-        self.stats.abandoned += 1;
-        if let Err(error) = self.start_worker(slot) {
-            self.on_spawn_failure(slot, error);
+        if self.slots[slot].life != Life::Dying {
+            return;
         }
-        Ok(())
+        self.stats.abandoned += 1;
+        let was_ready = self.slots[slot].ready;
+        self.vacate(slot, Some(Exit::Signal(SIGKILL)));
+        let s = &mut self.slots[slot];
+        s.needs_memory = true;
+        if !was_ready {
+            s.failed_starts += 1;
+        }
+        if s.failed_starts >= EARLY_DEATHS_MAX {
+            self.start_error.get_or_insert_with(|| "workers that cannot be killed during set-up".to_owned());
+            return self.give_up(slot);
+        }
+        self.refill(slot);
     }
 
-    /// Sets the next look at deadlines and lost edges, while any slot holds jobs.
-    pub(super) fn set_tick(&mut self) {
-        let now_ns = self.sys.now_ns();
-        self.set_tick_before(now_ns, u64::MAX);
+    /// Sees to it that deadlines and lost edges are looked at; by then, if this job's timeout asks for it.
+    #[inline]
+    pub(super) fn keep_ticking(&mut self) {
+        if self.tick.is_none() {
+            let now_ns = self.sys.now_ns();
+            self.set_tick(now_ns + self.period_ns());
+        }
     }
 
-    fn set_tick_before(&mut self, now_ns: u64, latest_ns: u64) {
-        let period_ns = if self.timed_jobs() > 0 {
-            (self.shortest_timeout_ns() / 100).clamp(nanos(SAMPLE_MIN), nanos(SLEEP_MAX))
-        } else {
-            nanos(SLEEP_MAX).min(self.config.stall_ns / 4).max(nanos(SAMPLE_MIN))
-        };
-        let at = (now_ns + period_ns).min(latest_ns.max(now_ns + 1));
-        self.tick = Some(self.reactor.set_timer(at, Alarm::Tick.to_bits()));
-    }
-
-    /// A job with a timeout has joined others that have none: the tick must come sooner.
+    /// A job with a timeout has joined others that have none, or longer ones: the tick may have to come sooner.
     pub(super) fn hasten_tick(&mut self) {
+        let at_ns = self.sys.now_ns() + self.period_ns();
+        if self.tick.is_none() || at_ns < self.tick_at_ns {
+            self.set_tick(at_ns);
+        }
+    }
+
+    fn set_tick(&mut self, at_ns: u64) {
         if let Some(tick) = self.tick.take() {
             self.reactor.cancel_timer(tick);
         }
-        self.set_tick();
+        self.tick_at_ns = at_ns;
+        self.tick = Some(self.reactor.set_timer(at_ns, Alarm::Tick.to_bits()));
+    }
+
+    fn period_ns(&self) -> u64 {
+        if self.timed_jobs() > 0 {
+            (self.shortest_timeout_ns() / 100).clamp(nanos(SAMPLE_MIN), nanos(SLEEP_MAX))
+        } else {
+            nanos(SLEEP_MAX).min(self.config.stall_ns / 4).max(nanos(SAMPLE_MIN))
+        }
     }
 
     fn on_tick(&mut self, now_ns: u64) -> OsResult<()> {
         self.tick = None;
-        let mut any = false;
         let mut soonest_ns = u64::MAX;
         for slot in 0..self.slots.len() {
-            if self.scheduler.jobs(slot) == 0 {
+            let s = &self.slots[slot];
+            if self.scheduler.jobs(slot) == 0 && !matches!(s.life, Life::Starting | Life::Dying) {
                 continue;
             }
-            any = true;
-            if self.slots[slot].blocked {
+            if self.nursery.is_none() && self.has_vanished(slot) {
+                // What it left behind may hold its socket open for ever.
+                self.drain_slot(slot);
+                self.on_unreported_exit(slot);
+                continue;
+            }
+            let s = &self.slots[slot];
+            if s.sent != s.journal.tail() {
                 self.mark_dirty(slot);
             }
             if let Some(expiry_ns) = self.sample(slot, now_ns) {
@@ -445,8 +490,14 @@ impl<S: Sys> Engine<S> {
         }
         // A lost edge of the nursery's socket costs a tick too, not the run.
         self.hear()?;
-        if any || self.slots.iter().any(|s| s.life == Life::Dying) {
-            self.set_tick_before(now_ns, soonest_ns);
+        let is_busy = |slot: usize| {
+            self.scheduler.jobs(slot) > 0 || matches!(self.slots[slot].life, Life::Starting | Life::Dying)
+        };
+        if (0..self.slots.len()).any(is_busy) || self.nursery.as_ref().is_some_and(Nursery::has_waiting) {
+            let at_ns = (now_ns + self.period_ns()).min(soonest_ns.max(now_ns + 1));
+            if self.tick.is_none() || at_ns < self.tick_at_ns {
+                self.set_tick(at_ns);
+            }
         }
         Ok(())
     }
@@ -457,17 +508,29 @@ impl<S: Sys> Engine<S> {
         if s.life != Life::Running {
             return None;
         }
+        if s.memory.control().phase() == Phase::WaitingForRoom {
+            // Its time stands still while results wait for us. One that says so and has sent none is not believed.
+            let received = s.received;
+            self.drain_slot(slot);
+            let s = &mut self.slots[slot];
+            if s.life != Life::Running {
+                return None;
+            }
+            if s.received != received {
+                s.sampled_ns = now_ns;
+            }
+        }
+        let s = &mut self.slots[slot];
         if !s.in_flight() {
             return self.watch_transfer(slot, now_ns);
         }
-        let control = s.memory.control();
-        let word = control.claim.load();
+        let word = s.memory.control().claim.load();
         let Ok(started) = claim::started(word, s.epoch, s.due_seq, s.sent_seq) else {
             self.kill(slot, Doom::Hostile);
             return None;
         };
-        // Time counts from when the claim was first seen, so never early; it stands still while results wait for us.
-        if word.seq != s.sampled_seq || control.phase() == Phase::WaitingForRoom {
+        // Time counts from when the claim was first seen, so never early.
+        if word.seq != s.sampled_seq {
             s.sampled_seq = word.seq;
             s.sampled_ns = now_ns;
         }

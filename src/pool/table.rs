@@ -31,6 +31,8 @@ pub(super) enum Place {
     FrontOwned,
     /// In a slot, sent or about to be.
     Slot(u32, Position),
+    /// Nowhere any more, and its outcome is about to be booked.
+    Ending,
 }
 
 /// A job's bytes outside any ring: too large for one, or moved out to make room.
@@ -145,3 +147,6 @@ impl Table {
         self.records.iter().enumerate().filter(|(_, r)| r.place != Place::Nowhere).map(|(i, _)| JobIndex(i as u32))
     }
 }
+
+#[cfg(all(test, not(seqpool_loom)))]
+mod tests;

@@ -43,14 +43,14 @@ pub(super) fn peek_exited_child() -> OsResult<Option<Pid>> {
     // SAFETY: siginfo_t is plain data, for which all-zero is valid; waitid(2) leaves si_pid 0 when nobody has ended.
     let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
     let options = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;
-    // SAFETY: `info` is live and writable for the call.
-    let n = unsafe { libc::waitid(libc::P_ALL, 0, &mut info, options) };
-    if n < 0 {
-        let error = OsError::last("waitid");
-        return match error.errno {
-            libc::ECHILD | libc::EINTR => Ok(None),
-            _ => Err(error),
-        };
+    let n = super::retry_interrupted("waitid", || {
+        // SAFETY: `info` is live and writable for the call.
+        unsafe { libc::waitid(libc::P_ALL, 0, &mut info, options) as isize }
+    });
+    match n {
+        Ok(_) => {}
+        Err(error) if error.errno == libc::ECHILD => return Ok(None),
+        Err(error) => return Err(error),
     }
     // SAFETY: waitid(2) has filled the fields of a SIGCHLD, or left them zero.
     let pid = unsafe { info.si_pid() };
@@ -61,13 +61,12 @@ pub(super) fn reap(pid: Pid) -> OsResult<Option<ExitReport>> {
     let mut status = 0;
     // SAFETY: rusage is plain data, for which all-zero is valid.
     let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
-    // SAFETY: `status` and `usage` are live and writable for the call.
-    let n = unsafe { libc::wait4(pid, &mut status, libc::WNOHANG, &mut usage) };
-    match check("wait4", n) {
-        Ok(0) => return Ok(None),
-        Ok(_) => {}
-        Err(e) if e.errno == libc::EINTR => return Ok(None),
-        Err(e) => return Err(e),
+    let n = super::retry_interrupted("wait4", || {
+        // SAFETY: `status` and `usage` are live and writable for the call.
+        unsafe { libc::wait4(pid, &mut status, libc::WNOHANG, &mut usage) as isize }
+    })?;
+    if n == 0 {
+        return Ok(None);
     }
     let exit = if libc::WIFSIGNALED(status) {
         Exit::Signal(libc::WTERMSIG(status))

@@ -20,7 +20,21 @@ pub(super) fn pair() -> OsResult<(OwnedFd, OwnedFd)> {
 }
 
 pub(super) fn set_send_buffer(fd: BorrowedFd<'_>, size: usize) -> OsResult<()> {
+    // The kernel gives twice what is asked for, up to its limit: asking for more may bring less than there was.
+    let now = ns::getsockopt(&fd, ns::sockopt::SndBuf).map_err(|e| OsError::from_nix("getsockopt", e))?;
+    if 2 * size > now && 2 * size.min(send_buffer_max()) <= now {
+        return Ok(());
+    }
     ns::setsockopt(&fd, ns::sockopt::SndBuf, &size).map_err(|e| OsError::from_nix("setsockopt", e))
+}
+
+/// The largest send buffer that may be asked for, `socket(7)`.
+fn send_buffer_max() -> usize {
+    static MAX: std::sync::OnceLock<usize> = std::sync::OnceLock::new();
+    *MAX.get_or_init(|| {
+        let text = std::fs::read_to_string("/proc/sys/net/core/wmem_max").unwrap_or_default();
+        text.trim().parse().unwrap_or(usize::MAX / 2)
+    })
 }
 
 pub(super) fn packet_size_max(fd: BorrowedFd<'_>) -> OsResult<usize> {
@@ -49,7 +63,8 @@ fn sent(result: OsResult<usize>, size: usize) -> OsResult<Sent> {
         }
         Err(e) => match e.errno {
             libc::EAGAIN => Ok(Sent::WouldBlock),
-            libc::ENOBUFS | libc::ENOMEM => Ok(Sent::NoMemory),
+            // ETOOMANYREFS: too many descriptors are on their way already, unix(7).
+            libc::ENOBUFS | libc::ENOMEM | libc::ETOOMANYREFS => Ok(Sent::NoMemory),
             libc::EPIPE | libc::ECONNRESET | libc::ENOTCONN | libc::ECONNREFUSED => Ok(Sent::Closed),
             _ => Err(e),
         },
@@ -97,7 +112,8 @@ fn receive_message(fd: BorrowedFd<'_>, header: &mut libc::msghdr, wait: Wait) ->
         Ok(0) => Ok(Received::Closed),
         Ok(n) => Ok(Received::Packet(n)),
         Err(e) => match e.errno {
-            libc::EAGAIN => Ok(Received::WouldBlock),
+            // A shortage of memory passes; the next look finds the packet where it is.
+            libc::EAGAIN | libc::ENOMEM | libc::ENOBUFS => Ok(Received::WouldBlock),
             libc::ECONNRESET => Ok(Received::Reset),
             libc::ENOTCONN => Ok(Received::Closed),
             _ => Err(e),

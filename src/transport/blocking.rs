@@ -58,11 +58,10 @@ impl<S: Sys> Transport<S> for Blocking<S> {
     }
 
     fn recv(&mut self, slot: usize, parts: &mut [IoSliceMut<'_>]) -> OsResult<Received> {
-        let Some(link) = self.links.link(slot) else { return Ok(Received::Closed) };
         // One blocking receive a turn; what else is there is taken without waiting.
         let wait =
             if std::mem::take(&mut self.may_block) && self.turn == Some(slot) { Wait::UntilReady } else { Wait::Never };
-        self.links.sys.recv(link.socket.as_fd(), parts, wait)
+        self.links.recv(slot, parts, wait)
     }
 
     fn wait(
@@ -89,10 +88,17 @@ impl<S: Sys> Transport<S> for Blocking<S> {
     }
 
     fn exhausted(&mut self, reactor: &mut Reactor<S>, slot: usize) {
-        self.turn = None;
+        if self.turn == Some(slot) {
+            self.turn = None;
+        }
         if let Some(link) = self.links.link(slot) {
             reactor.exhausted(link.token, Readiness::READ.and(Readiness::WRITE));
         }
+    }
+
+    fn hung_up(&mut self, reactor: &mut Reactor<S>, slot: usize) {
+        self.exhausted(reactor, slot);
+        self.links.hung_up(reactor, slot);
     }
 
     fn rearm(&mut self, reactor: &mut Reactor<S>, slot: usize) -> OsResult<()> {

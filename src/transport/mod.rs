@@ -9,7 +9,7 @@ mod seqpacket;
 
 use crate::limits::{PACKET_SIZE_MAX, PACKET_SIZE_MIN, SEND_BUFFER_SIZE};
 use crate::reactor::{Reactor, Token};
-use crate::sys::{Interest, OsError, OsResult, Received, Sent, Sys};
+use crate::sys::{Interest, OsError, OsResult, PollFd, Received, Sent, Sys, Wait};
 use std::fmt;
 use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, OwnedFd};
@@ -103,6 +103,9 @@ pub(crate) trait Transport<S: Sys>: Send {
     /// The slot has been received from until nothing was left.
     fn exhausted(&mut self, reactor: &mut Reactor<S>, slot: usize);
 
+    /// The slot's worker has closed its end: nothing more is to be reported of it.
+    fn hung_up(&mut self, reactor: &mut Reactor<S>, slot: usize);
+
     /// Asks the kernel to report again whatever is there: a lost edge costs one sleep, not the run.
     fn rearm(&mut self, reactor: &mut Reactor<S>, slot: usize) -> OsResult<()>;
 
@@ -175,11 +178,34 @@ impl<S: Sys> Links<S> {
         }
     }
 
+    fn hung_up(&mut self, reactor: &mut Reactor<S>, slot: usize) {
+        if let Some(link) = &self.by_slot[slot] {
+            // Edge-triggered, so that a hang-up, which cannot be masked, is not reported for ever. Fails only for a
+            // descriptor that is not registered.
+            let _ = reactor.modify(link.token, link.socket.as_fd(), Interest::NONE);
+        }
+    }
+
     fn rearm(&mut self, reactor: &mut Reactor<S>, slot: usize) -> OsResult<()> {
         match &self.by_slot[slot] {
             Some(link) => reactor.rearm(link.token, link.socket.as_fd()),
             None => Ok(()),
         }
+    }
+
+    /// Receives one packet. An empty one, which looks like the end of the conversation, costs its sender as much as one
+    /// that is too large: the other end is still open.
+    fn recv(&self, slot: usize, parts: &mut [IoSliceMut<'_>], wait: Wait) -> OsResult<Received> {
+        let Some(link) = self.link(slot) else { return Ok(Received::Closed) };
+        let received = self.sys.recv(link.socket.as_fd(), parts, wait)?;
+        if received == Received::Closed {
+            let mut poll = [PollFd::new(link.socket.as_fd(), Interest::READ)];
+            self.sys.poll(&mut poll, Some(0))?;
+            if !poll[0].is_hung_up() {
+                return Ok(Received::Truncated);
+            }
+        }
+        Ok(received)
     }
 
     fn link(&self, slot: usize) -> Option<&Link> {

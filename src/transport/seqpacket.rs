@@ -43,10 +43,7 @@ impl<S: Sys> Transport<S> for Seqpacket<S> {
     }
 
     fn recv(&mut self, slot: usize, parts: &mut [IoSliceMut<'_>]) -> OsResult<Received> {
-        match self.links.link(slot) {
-            Some(link) => self.links.sys.recv(link.socket.as_fd(), parts, Wait::Never),
-            None => Ok(Received::Closed),
-        }
+        self.links.recv(slot, parts, Wait::Never)
     }
 
     fn wait(
@@ -82,6 +79,11 @@ impl<S: Sys> Transport<S> for Seqpacket<S> {
         if let Some(link) = self.links.link(slot) {
             reactor.exhausted(link.token, Readiness::READ.and(Readiness::WRITE));
         }
+    }
+
+    fn hung_up(&mut self, reactor: &mut Reactor<S>, slot: usize) {
+        self.exhausted(reactor, slot);
+        self.links.hung_up(reactor, slot);
     }
 
     fn rearm(&mut self, reactor: &mut Reactor<S>, slot: usize) -> OsResult<()> {

@@ -5,7 +5,9 @@
 
 use super::reply::{Reply, Spilled};
 use crate::frame::{self, FLAG_FRAGMENT, FLAG_TIMED, Header, Kind, Status};
-use crate::limits::{FRAGMENT_PREFIX_SIZE, FRAME_HEADER_SIZE, MESSAGE_SIZE_MAX, PACK_SIZE_MAX, PACKET_SIZE_MAX};
+use crate::limits::{
+    FRAGMENT_PREFIX_SIZE, FRAME_ALIGN, FRAME_HEADER_SIZE, MESSAGE_SIZE_MAX, PACK_SIZE_MAX, PACKET_SIZE_MAX,
+};
 use crate::slot::{Control, Phase, SlotMemory};
 use crate::sys::{OsError, OsResult, Sent, Sys, Wait};
 use std::io::IoSlice;
@@ -36,7 +38,8 @@ impl<S: Sys> Out<S> {
     }
 
     pub(super) fn set_packet_size_max(&mut self, size: usize) {
-        self.packet_size_max = size.min(PACKET_SIZE_MAX);
+        // Frames end at multiples of this, whatever the kernel's limit is.
+        self.packet_size_max = size.min(PACKET_SIZE_MAX) & !(FRAME_ALIGN - 1);
     }
 
     #[inline]
