@@ -113,6 +113,8 @@ impl Reorder {
         let result = match len {
             MISSING => return None,
             NOTHING => None,
+            // It lies nowhere: the arena may have been cleared since.
+            KEPT => Some([].as_slice()),
             len => {
                 let (offset, size) = (self.offsets[index], len - KEPT);
                 self.bytes_kept -= size;

@@ -164,7 +164,7 @@ impl Scheduler {
     pub(crate) fn place_evenly(&mut self, estimate_ns: u32, fits: impl Fn(usize) -> bool) -> Option<usize> {
         (0..self.slots.len())
             .filter(|&s| self.has_room(s, estimate_ns) && fits(s))
-            .min_by_key(|&s| (self.slots[s].work_ns, self.slots[s].jobs))
+            .min_by_key(|&s| (self.slots[s].work_ns, self.slots[s].jobs, !self.slots[s].ready))
     }
 
     /// How many of `waiting` jobs the least loaded slot gets before the next one has its turn.
@@ -192,35 +192,40 @@ impl Scheduler {
         }
     }
 
-    /// Jobs of a slot that cannot have started.
-    fn unstarted(&self, slot: usize) -> usize {
+    /// Jobs of a slot that have not started: `started` tells how many have, by the claim word. One that is on its way to
+    /// a worker that is up, and has nothing else, counts as started.
+    fn unstarted(&self, slot: usize, started: impl Fn(usize) -> usize) -> usize {
         let load = &self.slots[slot];
-        if !load.open {
-            0
-        } else if load.ready {
-            load.jobs.saturating_sub(1)
-        } else {
-            load.jobs
-        }
+        let running = usize::from(load.ready);
+        if load.open && load.jobs > running { load.jobs.saturating_sub(started(slot).max(running)) } else { 0 }
     }
 
-    fn unstarted_ns(&self, slot: usize) -> u64 {
-        let load = &self.slots[slot];
-        if load.jobs == 0 { 0 } else { load.work_ns / load.jobs as u64 * self.unstarted(slot) as u64 }
-    }
-
-    /// The slot from which unstarted work is worth taking back for an idle one: the one with most of it. `stuck` tells
-    /// of slots that have brought no result for a whole window: their estimate cannot be trusted. `busy_taking` tells of
-    /// slots with a large job on its way in, which would have to begin again.
-    pub(crate) fn victim(&self, stuck: impl Fn(usize) -> bool, busy_taking: impl Fn(usize) -> bool) -> Option<usize> {
+    /// The slot from which unstarted work is worth taking back for an idle one: the one with most of it. `started` tells
+    /// how many of a slot's jobs have started; `stuck` tells of slots that have brought no result for a whole window:
+    /// their estimate cannot be trusted; `busy_taking` of slots with a large job on its way in, which would have to begin
+    /// again.
+    pub(crate) fn victim(
+        &self,
+        started: impl Fn(usize) -> usize,
+        stuck: impl Fn(usize) -> bool,
+        busy_taking: impl Fn(usize) -> bool,
+    ) -> Option<usize> {
         (0..self.slots.len())
-            .filter(|&s| self.unstarted(s) > 0)
-            .filter(|&s| stuck(s) || (self.unstarted_ns(s) > STEAL_NS && !busy_taking(s)))
-            .max_by_key(|&s| self.unstarted_ns(s))
+            .filter_map(|slot| {
+                let load = &self.slots[slot];
+                let unstarted = self.unstarted(slot, &started) as u64;
+                (unstarted > 0).then(|| (slot, load.work_ns / load.jobs as u64 * unstarted))
+            })
+            .filter(|&(slot, unstarted_ns)| stuck(slot) || (unstarted_ns > STEAL_NS && !busy_taking(slot)))
+            .max_by_key(|&(_, unstarted_ns)| unstarted_ns)
+            .map(|(slot, _)| slot)
     }
 
-    /// Whether any open slot holds more than it can be running.
-    pub(crate) fn has_unstarted(&self) -> bool {
-        (0..self.slots.len()).any(|s| self.unstarted(s) > 0)
+    /// Whether any open slot holds a job that has not started; `started` as for [`Scheduler::victim`].
+    pub(crate) fn has_unstarted(&self, started: impl Fn(usize) -> usize) -> bool {
+        (0..self.slots.len()).any(|slot| self.unstarted(slot, &started) > 0)
     }
 }
+
+#[cfg(all(test, not(seqpool_loom)))]
+mod tests;

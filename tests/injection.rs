@@ -118,12 +118,15 @@ struct Plan {
     /// One job in so many dies; 0 is never.
     deaths: usize,
     hangs: usize,
+    /// One body in so many is larger than a packet.
     large: usize,
+    /// One reply in so many is larger than a packet.
+    swells: usize,
     /// One ticket in so many is cancelled soon after.
     cancels: usize,
 }
 
-const PLAN: Plan = Plan { jobs: 300, workers: 3, deaths: 60, hangs: 150, large: 40, cancels: 0 };
+const PLAN: Plan = Plan { jobs: 300, workers: 3, deaths: 60, hangs: 150, large: 40, swells: 40, cancels: 0 };
 
 fn deed(plan: &Plan, random: &mut Random) -> Deed {
     let mut one_in = |n: usize| n != 0 && random.below(n) == 0;
@@ -131,7 +134,7 @@ fn deed(plan: &Plan, random: &mut Random) -> Deed {
         Deed::Die
     } else if one_in(plan.hangs) {
         Deed::Hang
-    } else if one_in(plan.large) {
+    } else if one_in(plan.swells) {
         Deed::Swell
     } else if one_in(10) {
         Deed::Fail
@@ -193,6 +196,9 @@ fn spawn(sys: &Faulty, workers: usize, transport: TransportKind, starts: &'stati
 
 /// One run: submits, cancels, takes all outcomes, and judges them.
 fn run(seed: u64, fault: Fault, transport: TransportKind, plan: Plan) -> Report {
+    // A receive that finds nothing when a worker has just died finds nothing for good: the pool believes it, as it may,
+    // and looks into the worker's ring, which no longer holds what the socket has carried before the last megabyte.
+    assert!(fault.recv_would_block == 0 || plan.swells == 0, "large replies could be lost");
     println!("seed {seed}, {transport}, {fault:?}");
     let starts = Starts::new(plan.jobs);
     let sys = Faulty::new(seed, fault);
@@ -336,7 +342,7 @@ fn no_kernel_memory() {
 }
 
 fn a_receive_that_finds_nothing() {
-    alone(Fault { recv_would_block: 5, ..Fault::default() }, PLAN);
+    alone(Fault { recv_would_block: 5, ..Fault::default() }, Plan { swells: 0, ..PLAN });
 }
 
 fn a_reset_that_is_none() {
@@ -393,15 +399,16 @@ const EVERYTHING_BUT_TRUNCATION: Fault = Fault {
 };
 
 fn everything_at_once() {
-    alone(Fault { recv_truncated: 200, ..EVERYTHING_BUT_TRUNCATION }, PLAN);
+    alone(Fault { recv_truncated: 200, ..EVERYTHING_BUT_TRUNCATION }, Plan { swells: 0, ..PLAN });
 }
 
 fn everything_at_once_with_cancels() {
-    alone(Fault { recv_truncated: 200, ..EVERYTHING_BUT_TRUNCATION }, Plan { cancels: 10, ..PLAN });
+    alone(Fault { recv_truncated: 200, ..EVERYTHING_BUT_TRUNCATION }, Plan { cancels: 10, swells: 0, ..PLAN });
 }
 
 fn everything_but_truncation() {
-    alone(EVERYTHING_BUT_TRUNCATION, Plan { cancels: 20, ..PLAN });
+    alone(EVERYTHING_BUT_TRUNCATION, Plan { cancels: 20, swells: 0, ..PLAN });
+    alone(Fault { recv_would_block: 0, ..EVERYTHING_BUT_TRUNCATION }, Plan { cancels: 20, ..PLAN });
 }
 
 /// The real limit, not an injected error: a worker dies while the host can open nothing, and is replaced once it can.

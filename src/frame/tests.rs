@@ -41,18 +41,14 @@ fn decode_naively(packet: &[u8]) -> (Vec<Plain>, Option<FrameError>) {
             return (frames, Some(FrameError::BadHeaderBlock));
         }
         let mut end = 24 + payload_size;
-        while end % 8 != 0 {
-            end += 1;
-        }
+        end += (8 - end % 8) % 8;
         if end > left as u64 {
             return (frames, Some(FrameError::PayloadBeyondPacket));
         }
         let payload_end = at + 24 + payload_size as usize;
         let end = at + end as usize;
-        for i in payload_end..end {
-            if packet[i] != 0 {
-                return (frames, Some(FrameError::DirtyPadding));
-            }
+        if packet[payload_end..end].iter().any(|&padding| padding > 0) {
+            return (frames, Some(FrameError::DirtyPadding));
         }
         let body_start = at + 24 + block_size as usize;
         frames.push(Plain {

@@ -26,11 +26,13 @@ use crate::transport::Transport;
 use std::collections::VecDeque;
 use std::io::IoSlice;
 
-/// Who takes completions: gets the engine back, to submit more. The number is the job's batch.
-pub(super) type Sink<'s, S> = &'s mut dyn FnMut(&mut Engine<S>, Completion<'_>, u32);
+/// Who takes completions: gets the engine back, to submit more.
+pub(super) type Sink<'s, S> = &'s mut dyn FnMut(&mut Engine<S>, Completion<'_>);
 
 /// Jobs that were submitted by themselves, not by an iterator.
 pub(super) const BATCH_SINGLE: u32 = 0;
+/// Nobody's batch: whoever takes it keeps everything.
+pub(super) const BATCH_NONE: u32 = u32::MAX;
 
 /// A packet that has been received and not wholly read.
 #[derive(Clone, Copy, Debug)]
@@ -100,6 +102,8 @@ pub(super) struct Engine<S: Sys> {
     unfilled: bool,
     /// Its jobs that are submitted and not delivered.
     pub(super) batch_outstanding: usize,
+    /// The batch whose completions the present turn hands out; others are kept.
+    pub(super) taker: u32,
     pub(super) start_error: Option<String>,
     pub(super) stats: Stats,
     pub(super) hook: Option<Hook>,
@@ -180,11 +184,12 @@ impl<S: Sys> Engine<S> {
             tick_at_ns: 0,
             steal: None,
             draining: false,
-            batch: BATCH_SINGLE,
+            batch: BATCH_SINGLE + 1,
             batch_open: false,
             told: false,
             unfilled: false,
             batch_outstanding: 0,
+            taker: BATCH_NONE,
             start_error: None,
             stats: Stats::default(),
             hook: parts.hook,
@@ -221,7 +226,10 @@ impl<S: Sys> Engine<S> {
         }
         let ended = self.batch;
         let is_over = self.batch_outstanding == 0;
-        self.batch = self.batch.wrapping_add(1).max(BATCH_SINGLE + 1);
+        self.batch = match self.batch.wrapping_add(1) {
+            BATCH_SINGLE | BATCH_NONE => BATCH_SINGLE + 1,
+            next => next,
+        };
         self.batch_outstanding = 0;
         if is_over {
             return;
@@ -352,6 +360,7 @@ impl<S: Sys> Engine<S> {
     pub(super) fn reject(&mut self, job: &Job<'_>, batch: u32, reason: Reason) -> Ticket {
         let index = self.insert(0, job.tag, 0, batch);
         let ticket = self.table.ticket(index);
+        self.note(Step::Submitted, index, None);
         self.finish(index, Outcome::Rejected { reason }, None);
         ticket
     }
@@ -493,21 +502,30 @@ impl<S: Sys> Engine<S> {
     pub(super) fn fill(&mut self) {
         self.place_waiting();
         self.unfilled = false;
-        // A worker that is not up yet gains nothing from work that another will have done by then.
-        if self.scheduler.idle_ready_slot().is_none() || !self.scheduler.has_unstarted() || self.has_waiting() {
-            return;
-        }
-        let now_ns = self.sys.now_ns();
-        let Self { scheduler, slots, .. } = self;
-        let stuck = |s: usize| now_ns.saturating_sub(slots[s].progress_ns) >= WINDOW_NS;
-        let busy_taking = |s: usize| slots[s].fragment_offset > 0;
-        if let Some(victim) = scheduler.victim(stuck, busy_taking) {
-            self.reclaim(victim);
-            self.place_waiting();
-            self.unfilled = false;
-        }
-        if self.steal.is_none() && self.scheduler.idle_ready_slot().is_some() && self.scheduler.has_unstarted() {
-            self.steal = Some(self.reactor.set_timer(now_ns + WINDOW_NS, Alarm::Steal.to_bits()));
+        // A worker that is not up yet gains nothing from work that another will have done by then. One that is up is
+        // given something by each round.
+        for _ in 0..self.slots.len() {
+            if self.scheduler.idle_ready_slot().is_none() || self.has_waiting() {
+                return;
+            }
+            let now_ns = self.sys.now_ns();
+            let Self { scheduler, slots, .. } = self;
+            let started = |s: usize| slots[s].started();
+            let stuck = |s: usize| now_ns.saturating_sub(slots[s].progress_ns) >= WINDOW_NS;
+            let busy_taking = |s: usize| slots[s].fragment_offset > 0;
+            match scheduler.victim(started, stuck, busy_taking) {
+                Some(victim) => {
+                    self.reclaim(victim);
+                    self.place_waiting();
+                    self.unfilled = false;
+                }
+                None if self.steal.is_none() && scheduler.has_unstarted(started) => {
+                    let timer = self.reactor.set_timer(now_ns + WINDOW_NS, Alarm::Steal.to_bits());
+                    self.steal = Some(timer);
+                    return;
+                }
+                None => return,
+            }
         }
     }
 
@@ -684,6 +702,8 @@ impl<S: Sys> Engine<S> {
             size += e.size as usize;
             end += 1;
         }
+        // Before they leave: their worker may start them before the call returns.
+        let sent_ns = if self.hook.is_some() { self.sys.now_ns() } else { 0 };
         let sent = self.transport.send(slot, &[IoSlice::new(s.journal.run(first, size))])?;
         if sent == Sent::All {
             s.sent = end;
@@ -692,7 +712,8 @@ impl<S: Sys> Engine<S> {
             if self.hook.is_some() {
                 for position in first..end {
                     let job = self.slots[slot].journal.entry(position).job;
-                    self.note(Step::Sent, job, Some(slot));
+                    let (ticket, tag) = (self.table.ticket(job), self.table.get(job).tag);
+                    self.note_at(Step::Sent, ticket, tag, Some(slot), sent_ns);
                 }
             }
         }
@@ -729,6 +750,7 @@ impl<S: Sys> Engine<S> {
             IoSlice::new(&body[offset..offset + part]),
             IoSlice::new(&[0; FRAME_ALIGN][..padding]),
         ];
+        let sent_ns = self.sys.now_ns();
         let sent = self.transport.send(slot, &parts)?;
         if sent == Sent::All {
             self.stats.packets_sent += 1;
@@ -740,7 +762,8 @@ impl<S: Sys> Engine<S> {
                 s.fragment_offset = 0;
                 s.sent = position + 1;
                 s.sent_seq = s.sent_seq.wrapping_add(1);
-                self.note(Step::Sent, entry.job, Some(slot));
+                let (ticket, tag) = (self.table.ticket(entry.job), self.table.get(entry.job).tag);
+                self.note_at(Step::Sent, ticket, tag, Some(slot), sent_ns);
             }
         }
         Ok(sent)
@@ -882,17 +905,13 @@ impl<S: Sys> Engine<S> {
         }
     }
 
-    /// Hands out the oldest completion that waits. It counts as delivered from here on.
-    pub(super) fn take_finished(&mut self) -> Option<Finished> {
-        loop {
-            let finished = self.finished.pop_front()?;
-            self.finished_size -= finished.size();
-            if self.is_wanted(finished.batch) {
-                self.delivered(finished.batch);
-                self.note_ticket(Step::Delivered, finished.ticket, finished.tag, finished.worker);
-                return Some(finished);
-            }
-        }
+    /// Hands out a completion that waits. It counts as delivered from here on.
+    pub(super) fn take_finished(&mut self, at: usize) -> Option<Finished> {
+        let finished = self.finished.remove(at)?;
+        self.finished_size -= finished.size();
+        self.delivered(finished.batch);
+        self.note_ticket(Step::Delivered, finished.ticket, finished.tag, finished.worker);
+        Some(finished)
     }
 
     /// Cancels a job wherever it is. `false`: it is over already, or about to be.
@@ -971,17 +990,19 @@ impl<S: Sys> Engine<S> {
 
     // ---- the turn
 
-    /// One turn: sends, waits at most `timeout_ns`, reads, serves timers. Completions go to `sink`.
-    pub(super) fn turn(&mut self, timeout_ns: Option<u64>, sink: Sink<'_, S>) -> OsResult<()> {
+    /// One turn: sends, waits at most `timeout_ns`, reads, serves timers. Completions of the batch `taker` go to `sink`,
+    /// others are kept.
+    pub(super) fn turn(&mut self, timeout_ns: Option<u64>, taker: u32, sink: Sink<'_, S>) -> OsResult<()> {
         self.told = false;
-        let before = self.finished.len();
+        self.taker = taker;
+        let (before, interrupted) = (self.finished.len(), self.pending.is_some());
         self.resume(sink);
         self.fill();
         self.flush();
         let busy = self.table.len() != 0;
         let timeout_ns = match timeout_ns {
             // Something has come that the caller wants to know.
-            _ if self.finished.len() > before => Some(0),
+            _ if interrupted || self.finished.len() > before => Some(0),
             Some(t) if busy => Some(t.min(SLEEP_MAX.as_nanos() as u64)),
             None if busy => Some(SLEEP_MAX.as_nanos() as u64),
             other => other,

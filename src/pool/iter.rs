@@ -1,8 +1,8 @@
 //! Whole runs: many inputs through one handler, in order, as completed, or borrowed.
 
-use super::engine::{BATCH_SINGLE, Engine};
+use super::engine::Engine;
 use super::job::{Completion, HandlerId, HandlerRef, Job};
-use super::{Pool, Submitter};
+use super::{Pool, Settling, Submitter};
 use crate::error::{Error, TrySubmitError};
 use crate::limits::{ORDER_WINDOW_JOBS, ORDER_WINDOW_SIZE};
 use crate::outcome::{Outcome, Reason};
@@ -244,27 +244,18 @@ impl<S: Sys> Engine<S> {
             take(c);
         });
         let timeout_ns = if any { Some(0) } else { None };
-        self.turn(timeout_ns, &mut |engine, completion, of| {
-            if of == batch {
-                take(completion);
-            } else if of == BATCH_SINGLE {
-                engine.keep(&completion);
-            }
-        })
-        .map_err(Error::os("waiting for workers"))
+        self.turn(timeout_ns, batch, &mut |_, completion| take(completion)).map_err(Error::os("waiting for workers"))
     }
 
     /// Hands out the finished completions of one batch.
     fn deliver_batch(&mut self, batch: u32, take: &mut dyn FnMut(&mut Engine<S>, Completion<'_>)) {
-        if self.finished.iter().all(|f| f.batch != batch) {
-            return;
-        }
+        // Only those that are here now, as in `deliver_finished`; those of single jobs stay where they are.
+        let mut at = 0;
         for _ in 0..self.finished.len() {
-            let Some(finished) = self.take_finished() else { return };
-            if finished.batch == batch {
+            if self.finished.get(at).is_some_and(|f| f.batch != batch) {
+                at += 1;
+            } else if let Some(finished) = self.take_finished(at) {
                 take(self, finished.as_completion());
-            } else {
-                self.keep(&finished.as_completion());
             }
         }
     }
@@ -315,7 +306,8 @@ impl<S: Sys> Pool<S> {
     where
         I: IntoIterator<Item: AsRef<[u8]>>,
     {
-        let engine = self.engine_mut();
+        let settling = Settling(self.engine_mut());
+        let engine = &mut *settling.0;
         let mut feed = Feed::new(engine, handler.into(), inputs.into_iter());
         let batch = feed.batch;
         loop {
@@ -327,17 +319,11 @@ impl<S: Sys> Pool<S> {
             });
             if feed.exhausted && !any && engine.batch_outstanding == 0 {
                 engine.end_batch();
-                return engine.settle();
+                return settling.finish();
             }
             let timeout_ns = if any { Some(0) } else { None };
             engine
-                .turn(timeout_ns, &mut |engine, completion, of| {
-                    if of == batch {
-                        f(completion, &mut Submitter { engine, batch });
-                    } else if of == BATCH_SINGLE {
-                        engine.keep(&completion);
-                    }
-                })
+                .turn(timeout_ns, batch, &mut |engine, completion| f(completion, &mut Submitter { engine, batch }))
                 .map_err(Error::os("waiting for workers"))?;
         }
     }

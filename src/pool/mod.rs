@@ -17,7 +17,7 @@ mod table;
 
 use crate::error::{Error, ErrorKind, TrySubmitError};
 use crate::sys::{self, Linux, Pid, Sys};
-use engine::{BATCH_SINGLE, Engine};
+use engine::{BATCH_NONE, BATCH_SINGLE, Engine};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
@@ -129,7 +129,8 @@ impl<S: Sys> Pool<S> {
         timeout: Option<Duration>,
         mut f: impl FnMut(Completion<'_>, &mut Submitter<'_, S>),
     ) -> Result<usize, Error> {
-        let engine = self.engine_mut();
+        let settling = Settling(self.engine_mut());
+        let engine = &mut *settling.0;
         engine.end_batch();
         let deadline_ns =
             timeout.map(|t| engine.sys.now_ns().saturating_add(u64::try_from(t.as_nanos()).unwrap_or(u64::MAX)));
@@ -146,11 +147,9 @@ impl<S: Sys> Pool<S> {
                 break;
             }
             engine
-                .turn(left_ns, &mut |engine, completion, of| {
-                    if of == BATCH_SINGLE {
-                        delivered += 1;
-                        f(completion, &mut Submitter { engine, batch: BATCH_SINGLE });
-                    }
+                .turn(left_ns, BATCH_SINGLE, &mut |engine, completion| {
+                    delivered += 1;
+                    f(completion, &mut Submitter { engine, batch: BATCH_SINGLE });
                 })
                 .map_err(Error::os("waiting for workers"))?;
             delivered += engine.deliver_finished(&mut f);
@@ -158,7 +157,7 @@ impl<S: Sys> Pool<S> {
                 break;
             }
         }
-        engine.settle()?;
+        settling.finish()?;
         Ok(delivered)
     }
 
@@ -228,7 +227,8 @@ impl<S: Sys> Pool<S> {
         let engine = self.engine_mut();
         let deadline_ns = engine.sys.now_ns().saturating_add(u64::try_from(timeout.as_nanos()).unwrap_or(u64::MAX));
         loop {
-            if engine.slots.iter().all(|s| s.ready) {
+            // The nursery's word, which brings the process id, may come after the worker's own.
+            if engine.slots.iter().all(|s| s.ready && s.pid.is_some()) {
                 return engine.settle().map(|()| true);
             }
             let left_ns = deadline_ns.saturating_sub(engine.sys.now_ns());
@@ -237,6 +237,24 @@ impl<S: Sys> Pool<S> {
             }
             engine.turn_keeping(Some(left_ns))?;
         }
+    }
+}
+
+/// A call from outside that runs a callback: tells an outer loop what is left when it ends, also by a panic.
+struct Settling<'e, S: Sys>(&'e mut Engine<S>);
+
+impl<S: Sys> Settling<'_, S> {
+    /// The regular end.
+    fn finish(self) -> Result<(), Error> {
+        // Nothing is left to drop but the reference.
+        std::mem::ManuallyDrop::new(self).0.settle()
+    }
+}
+
+impl<S: Sys> Drop for Settling<'_, S> {
+    fn drop(&mut self) {
+        // An error here comes back from the next call that can return it.
+        let _ = self.0.settle();
     }
 }
 
@@ -251,19 +269,14 @@ impl<S: Sys> Engine<S> {
 
     /// A turn whose completions are kept.
     fn turn_keeping(&mut self, timeout_ns: Option<u64>) -> Result<(), Error> {
-        self.turn(timeout_ns, &mut |engine, completion, of| {
-            if of == BATCH_SINGLE {
-                engine.keep(&completion);
-            }
-        })
-        .map_err(Error::os("waiting for workers"))
+        self.turn(timeout_ns, BATCH_NONE, &mut |_, _| {}).map_err(Error::os("waiting for workers"))
     }
 
     fn deliver_finished(&mut self, f: &mut impl FnMut(Completion<'_>, &mut Submitter<'_, S>)) -> usize {
         // Only those that are here now: a callback that is rejected again and again must not keep us for ever.
         let mut delivered = 0;
         for _ in 0..self.finished.len() {
-            let Some(finished) = self.take_finished() else { break };
+            let Some(finished) = self.take_finished(0) else { break };
             delivered += 1;
             f(finished.as_completion(), &mut Submitter { engine: self, batch: BATCH_SINGLE });
         }

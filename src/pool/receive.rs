@@ -3,7 +3,7 @@
 //! A packet is read frame by frame, and the place is remembered before each completion is handed out: a callback that
 //! panics has had its job, and the rest of the packet is still there for the next turn.
 
-use super::engine::{BATCH_SINGLE, Engine, Pending, Sink};
+use super::engine::{Engine, Pending, Sink};
 use super::hook::Step;
 use super::job::{Completion, Finished};
 use super::journal::Position;
@@ -252,32 +252,18 @@ impl<S: Sys> Engine<S> {
         }
         let run_ns = Some(u64::from(frame.header.extra));
         match sink {
-            Some(sink) => {
+            Some(sink) if batch == self.taker => {
                 self.delivered(batch);
                 self.note_ticket(Step::Delivered, ticket, tag, Some(slot));
-                sink(self, Completion { ticket, tag, outcome, worker: Some(slot), run_ns }, batch);
+                sink(self, Completion { ticket, tag, outcome, worker: Some(slot), run_ns });
             }
-            None => {
+            _ => {
                 let outcome = outcome.map(<[u8]>::to_vec);
                 let finished = Finished { ticket, tag, batch, outcome, worker: Some(slot), run_ns };
                 self.finished_size += finished.size();
                 self.finished.push_back(finished);
             }
         }
-    }
-
-    /// Keeps a completion that the present caller does not want, for whoever polls next.
-    pub(super) fn keep(&mut self, completion: &Completion<'_>) {
-        let finished = Finished {
-            ticket: completion.ticket,
-            tag: completion.tag,
-            batch: BATCH_SINGLE,
-            outcome: completion.outcome.clone().map(<[u8]>::to_vec),
-            worker: completion.worker,
-            run_ns: completion.run_ns,
-        };
-        self.finished_size += finished.size();
-        self.finished.push_back(finished);
     }
 
     /// Reads the results that a dead worker had published and not sent. The slot's socket has been drained.

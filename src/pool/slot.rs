@@ -4,7 +4,7 @@
 //! Everything here is private to the host; the memory that the worker can write is behind [`SlotMemory`].
 
 use super::journal::{Journal, Position};
-use crate::claim::FrameId;
+use crate::claim::{self, FrameId};
 use crate::limits::{RING_SIZE, WINDOW_JOBS_MAX};
 use crate::reactor::TimerId;
 use crate::slot::{SlotFile, SlotMemory};
@@ -153,6 +153,13 @@ impl Slot {
     #[inline]
     pub(super) fn in_flight(&self) -> bool {
         self.due_seq != self.sent_seq
+    }
+
+    /// How many of the jobs without a result have started. A word that no honest worker leaves counts for none: taking
+    /// back what has not started finds it out.
+    pub(super) fn started(&self) -> usize {
+        let word = self.memory.control().claim.load();
+        claim::started(word, self.epoch, self.due_seq, self.sent_seq).map_or(0, |count| count as usize)
     }
 
     /// Makes everything ready for a new incarnation, while no worker has the memory.

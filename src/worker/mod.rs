@@ -275,17 +275,18 @@ impl<S: Sys> Worker<'_, S> {
                 let size = spilled.size();
                 if size > self.handlers.job_size_max {
                     let size = (size as u64).to_le_bytes();
-                    self.out.message(Kind::Result, job.id, Status::ReplyTooLarge, &size, extra, end_ns);
+                    self.out.failure(job.id, Status::ReplyTooLarge, &size, extra, timed, times);
                 } else {
                     self.out.commit(self.socket.as_fd(), job.id, extra, spilled, timed.then_some(times), end_ns)?;
                 }
             }
             Ok(Err(error)) => {
-                self.out.message(Kind::Result, job.id, Status::Failed, error.to_string().as_bytes(), extra, end_ns);
+                let text = error.to_string();
+                self.out.failure(job.id, Status::Failed, text.as_bytes(), extra, timed, times);
             }
             Err(panic) => {
                 let text = panic_message(&*panic);
-                self.out.message(Kind::Result, job.id, Status::Panicked, text.as_bytes(), extra, end_ns);
+                self.out.failure(job.id, Status::Panicked, text.as_bytes(), extra, timed, times);
             }
         }
         Ok(None)

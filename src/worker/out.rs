@@ -173,6 +173,29 @@ impl<S: Sys> Out<S> {
         self.publish(size, now_ns);
     }
 
+    /// Writes how a job failed, with its times when they are asked for. Long text is cut.
+    pub(super) fn failure(
+        &mut self,
+        id: u64,
+        status: Status,
+        text: &[u8],
+        extra: u32,
+        timed: bool,
+        (start_ns, end_ns): (u64, u64),
+    ) {
+        let text = &text[..text.len().min(MESSAGE_SIZE_MAX)];
+        let (flags, times) = match timed {
+            true => (FLAG_TIMED, [start_ns.to_le_bytes(), end_ns.to_le_bytes()].concat()),
+            false => (0, Vec::new()),
+        };
+        let body = [&times[..], text].concat();
+        let size = frame::frame_size(body.len());
+        let (kind, code) = (Kind::Result, status as u32);
+        let header = Header { payload_size: 0, header_block_size: 0, kind, flags, id, code, extra };
+        frame::encode(self.memory.out_ring_mut().slice_mut(self.published, size), header, &[], &body);
+        self.publish(size, end_ns);
+    }
+
     #[inline]
     fn publish(&mut self, size: usize, now_ns: u64) {
         if self.is_empty() {
