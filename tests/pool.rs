@@ -583,7 +583,7 @@ fn every_state_can_be_cancelled(kind: TransportKind) {
     drop(starts.write);
     let mut rest = Vec::new();
     starts.read.read_to_end(&mut rest).unwrap();
-    assert_eq!(rest, []);
+    assert!(rest.is_empty(), "{rest:?}");
 }
 
 fn everything_can_be_killed(kind: TransportKind) {

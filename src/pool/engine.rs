@@ -601,11 +601,11 @@ impl<S: Sys> Engine<S> {
             Place::FrontOwned => {
                 let (position, room) = self.slots[slot].journal.append(job, id, size, estimate_ns);
                 let r = self.table.get_mut(job);
-                if size != 0 {
-                    if let Some(o) = r.owned.take() {
-                        let (block, body) = o.payload.split_at(usize::from(o.header.header_block_size));
-                        frame::encode(room, Header { id, ..o.header }, block, body);
-                    }
+                if size != 0
+                    && let Some(o) = r.owned.take()
+                {
+                    let (block, body) = o.payload.split_at(usize::from(o.header.header_block_size));
+                    frame::encode(room, Header { id, ..o.header }, block, body);
                 }
                 position
             }
@@ -876,10 +876,10 @@ impl<S: Sys> Engine<S> {
     /// Removes a job from the table.
     #[inline]
     pub(super) fn forget(&mut self, job: JobIndex) {
-        if let Some(o) = &self.table.get(job).owned {
-            if o.large {
-                self.large_size -= o.payload.len();
-            }
+        if let Some(o) = &self.table.get(job).owned
+            && o.large
+        {
+            self.large_size -= o.payload.len();
         }
         self.table.remove(job);
     }

@@ -288,10 +288,10 @@ impl<S: Sys> Engine<S> {
         for slot in 0..self.slots.len() {
             self.transport.detach(&mut self.reactor, slot);
         }
-        if let Some(token) = self.nursery_token.take() {
-            if let Some(nursery) = &self.nursery {
-                let _ = self.reactor.deregister(token, nursery.socket());
-            }
+        if let Some(token) = self.nursery_token.take()
+            && let Some(nursery) = &self.nursery
+        {
+            let _ = self.reactor.deregister(token, nursery.socket());
         }
         if let Some(nursery) = self.nursery.take() {
             nursery.shut_down();

@@ -9,7 +9,7 @@ use nix::sys::signalfd as sfd;
 use std::os::fd::{AsFd, BorrowedFd};
 
 pub(super) fn kill(pid: Pid, signal: i32) -> OsResult<()> {
-    assert!(pid > 0 || pid < -1, "never everybody, never our own group");
+    assert!(!(-1..=0).contains(&pid), "never everybody, never our own group");
     // SAFETY: kill(2) takes two words.
     let n = unsafe { libc::kill(pid, signal) };
     if n == 0 {

@@ -150,7 +150,7 @@ impl<S: Sys> Links<S> {
             return Err(OsError { call: "setsockopt(SO_SNDBUF)", errno: ENOBUFS });
         }
         let token = reactor.register(socket.as_fd(), self.interest)?;
-        let index = token.index() as usize;
+        let index = token.index();
         if self.by_token.len() <= index {
             self.by_token.resize(index + 1, NO_SLOT);
         }
@@ -161,7 +161,7 @@ impl<S: Sys> Links<S> {
 
     fn detach(&mut self, reactor: &mut Reactor<S>, slot: usize) {
         if let Some(link) = self.by_slot[slot].take() {
-            self.by_token[link.token.index() as usize] = NO_SLOT;
+            self.by_token[link.token.index()] = NO_SLOT;
             // Fails only if the descriptor is not registered; then there is nothing to undo.
             let _ = reactor.deregister(link.token, link.socket.as_fd());
         }
@@ -213,7 +213,7 @@ impl<S: Sys> Links<S> {
     }
 
     fn slot_of(&self, token: Token) -> Option<usize> {
-        let slot = *self.by_token.get(token.index() as usize)?;
+        let slot = *self.by_token.get(token.index())?;
         (slot != NO_SLOT && self.by_slot[slot].as_ref()?.token == token).then_some(slot)
     }
 }
