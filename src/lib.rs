@@ -1,4 +1,38 @@
-//! A crash-proof process pool for Linux.
+//! A crash-proof process pool for Linux: forked workers, `SOCK_SEQPACKET` Unix sockets, an edge-triggered epoll reactor,
+//! fixed rings, frames parsed in place.
+//!
+//! ```text
+//! host process (yours)                 nursery                       worker i
+//!   Pool ── reactor (epoll, ET)  ◄──►  one thread, small;    ──►     forked; loops over jobs;
+//!    │      scheduler (pure)           forks, reaps, reports         never returns into your code
+//!    │      slot i: socket + rings ◄────── SEQPACKET + shared slot ──────►
+//! ```
+//!
+//! Every submitted job gets exactly one [`Outcome`], whatever dies. A job that never started when its worker died runs
+//! elsewhere; one that started is not run again. Jobs are sent in batches and still timed, moved, cancelled and blamed
+//! one by one (see [`claim`]).
+//!
+//! Begin with [`Pool::builder`]; spawn the pool first, before other threads start and while the process is small:
+//!
+//! ```standalone_crate
+//! use seqpool::{Outcome, Pool};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let mut pool = Pool::builder()
+//!     .workers(2)
+//!     .handler("add one", |request, reply| {
+//!         let n: u64 = std::str::from_utf8(request.body())?.parse()?;
+//!         reply.extend_from_slice((n + 1).to_string().as_bytes());
+//!         Ok(())
+//!     })
+//!     .spawn()?;
+//! let outcomes: Vec<_> = pool.map("add one", ["1", "x", "41"]).collect();
+//! assert_eq!(outcomes[0], Outcome::Done(b"2".to_vec()));
+//! assert_eq!(outcomes[1].to_string(), "failed: invalid digit found in string");
+//! assert_eq!(outcomes[2], Outcome::Done(b"42".to_vec()));
+//! # Ok(())
+//! # }
+//! ```
 #![deny(unsafe_code)]
 
 pub mod claim;
@@ -9,7 +43,7 @@ mod error;
 pub mod frame;
 pub mod limits;
 mod nursery;
-#[cfg_attr(not(feature = "cli"), allow(dead_code))]
+#[cfg(feature = "cli")]
 mod order;
 mod outcome;
 pub mod pool;
@@ -28,3 +62,8 @@ pub use outcome::{Crash, CrashCause, Outcome, Reason};
 pub use pool::{Builder, Completion, HandlerId, HandlerRef, Job, Pool, Stats, Submitter, Ticket};
 pub use transport::TransportKind;
 pub use worker::{HandlerError, Reply, Request};
+
+/// The README's program runs as it stands.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

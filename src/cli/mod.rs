@@ -3,7 +3,7 @@
 //! Arguments as typed (`args`) become a checked configuration (`config`), which `run` carries out: records come from
 //! `input`, are jobs of `handlers` in the pool, and leave through `output` and `report`.
 //!
-//! The contract is one of exit codes and lines: see [`report`] for what standard error looks like. No thread is
+//! The contract is one of exit codes and lines: see `report` for what standard error looks like. No thread is
 //! started before the pool has forked.
 
 mod args;
