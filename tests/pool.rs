@@ -75,6 +75,7 @@ fn main() {
         a_timeout_ends_its_job_alone,
         a_job_may_have_its_own_timeout,
         waiting_for_a_worker_does_not_count,
+        a_result_does_not_wait_for_a_job_that_never_ends,
         jobs_that_end_at_their_deadline_have_one_outcome => 120,
         nice_is_the_workers_alone,
         workers_have_only_their_descriptors,
@@ -933,7 +934,8 @@ fn jobs_that_end_at_their_deadline_have_one_outcome(kind: TransportKind) {
 }
 
 fn a_salvaged_result_beats_a_timeout() {
-    let timeout = 300 * MS;
+    // Shorter than it takes until results are read out of a living worker's ring.
+    let timeout = 80 * MS;
     let mut pool = builder(TransportKind::Seqpacket).workers(1).timeout(timeout).spawn().unwrap();
     // Known to be quick, so that what follows is sent ahead and the quick one's result is kept for company.
     assert_eq!(pool.map("fault", (0..1000).map(|i| format!("ok {i}"))).filter(Outcome::is_done).count(), 1000);
@@ -950,6 +952,44 @@ fn a_salvaged_result_beats_a_timeout() {
         pool.stats().salvaged > before
     });
     assert!(salvaged, "no result was found in the dead worker's ring");
+}
+
+fn a_result_does_not_wait_for_a_job_that_never_ends(kind: TransportKind) {
+    let mut pool = builder(kind).workers(1).spawn().unwrap();
+    // Known to be quick, so that what follows is sent ahead and the quick one's result is kept for company.
+    assert_eq!(pool.map("fault", (0..1000).map(|i| format!("ok {i}"))).filter(Outcome::is_done).count(), 1000);
+    for _ in 0..5 {
+        pool.submit(Job::new("fault", b"sleep 20")).unwrap();
+        let quick = pool.submit(Job::new("fault", b"ok quick")).unwrap();
+        let hung = pool.submit(Job::new("fault", b"hang")).unwrap();
+        let after = pool.submit(Job::new("fault", b"ok after")).unwrap();
+        let mut outcomes = HashMap::new();
+        let start = Instant::now();
+        while !outcomes.contains_key(&quick) {
+            assert!(start.elapsed() < PATIENCE, "it is finished, and lies in the ring");
+            pool.poll(Some(PATIENCE), |c, _| drop(outcomes.insert(c.ticket, c.outcome.map(<[u8]>::to_vec)))).unwrap();
+        }
+        assert_eq!(outcomes[&quick], done(b"ok quick"));
+        assert!(pool.cancel(hung));
+        let rest = take_all(&mut pool);
+        assert!(matches!(rest[&hung], Outcome::Cancelled { .. }), "{}", rest[&hung]);
+        assert_eq!(rest[&after], done(b"ok after"));
+        // And what was read from the ring is not read again when it comes through the socket.
+        assert_eq!(pool.map("fault", ["ok"; 200]).filter(Outcome::is_done).count(), 200);
+    }
+    // The job in hand goes on: its own result, and those before it that were read ahead, come through the socket.
+    for _ in 0..3 {
+        pool.submit(Job::new("fault", b"sleep 20")).unwrap();
+        let quick = pool.submit(Job::new("fault", b"ok quick")).unwrap();
+        let slow = pool.submit(Job::new("fault", b"sleep 500")).unwrap();
+        let last = pool.submit(Job::new("fault", b"ok last")).unwrap();
+        let outcomes = take_all(&mut pool);
+        assert_eq!(outcomes[&quick], done(b"ok quick"));
+        assert_eq!(outcomes[&slow], done(b"sleep 500"));
+        assert_eq!(outcomes[&last], done(b"ok last"));
+        assert_eq!(pool.map("fault", ["ok"; 200]).filter(Outcome::is_done).count(), 200);
+    }
+    assert_eq!(pool.stats().hostile, 0);
 }
 
 fn a_stall_moves_jobs_without_blame() {

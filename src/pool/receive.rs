@@ -9,8 +9,9 @@ use super::job::{Completion, Finished};
 use super::journal::Position;
 use super::slot::{Assembly, Doom, Life};
 use crate::frame::{FLAG_FRAGMENT, FLAG_TIMED, Frame, Frames, Kind, Status};
-use crate::limits::{PACKETS_PER_TURN, RING_SIZE};
+use crate::limits::{PACKET_SIZE_MAX, PACKETS_PER_TURN, RING_SIZE};
 use crate::outcome::{Outcome, Reason};
+use crate::sync::{Ordering, fence};
 use crate::sys::{Received, Sys};
 use std::io::IoSliceMut;
 
@@ -58,9 +59,12 @@ impl<S: Sys> Engine<S> {
                 Received::Packet(size) => {
                     let now_ns = self.sys.now_ns();
                     let s = &mut self.slots[slot];
+                    // What was read from the ring comes once more through the socket.
+                    let start = s.read.wrapping_sub(s.received).min(size as u64) as usize;
                     s.received = s.received.wrapping_add(size as u64);
+                    s.read = s.read.wrapping_add((size - start) as u64);
                     s.progress_ns = now_ns;
-                    self.pending = Some(Pending { slot, generation: s.generation, start: 0, end: size });
+                    self.pending = Some(Pending { slot, generation: s.generation, start, end: size });
                     self.stats.packets_received += 1;
                     if s.blocked {
                         self.mark_dirty(slot);
@@ -268,19 +272,46 @@ impl<S: Sys> Engine<S> {
 
     /// Reads the results that a dead worker had published and not sent. The slot's socket has been drained.
     pub(super) fn salvage(&mut self, slot: usize) {
+        let before = self.slots[slot].due_seq;
+        self.read_out_ring(slot, false);
+        let found = self.slots[slot].due_seq.wrapping_sub(before);
+        self.stats.salvaged += u64::from(found);
+    }
+
+    /// Reads the results that a living worker has published and holds back behind a long job. The slot's socket has been
+    /// drained.
+    pub(super) fn read_ahead(&mut self, slot: usize) {
+        self.read_out_ring(slot, true);
+    }
+
+    fn read_out_ring(&mut self, slot: usize, is_alive: bool) {
         let s = &self.slots[slot];
         // Read once; checked against what the socket has brought, which the worker cannot change.
         let tail = s.memory.control().out_tail.observe();
-        let size = tail.wrapping_sub(s.received);
+        if tail.wrapping_sub(s.received) > RING_SIZE as u64 {
+            return self.kill(slot, Doom::Hostile);
+        }
+        let size = tail.wrapping_sub(s.read);
         if size == 0 {
             return;
         }
+        // Below what was read already: only a worker that takes back what it published.
         if size > RING_SIZE as u64 {
             return self.kill(slot, Doom::Hostile);
         }
+        let from = s.read;
         let mut bytes = vec![0; size as usize];
-        s.memory.out_ring().copy_out(s.received, &mut bytes);
-        let before = self.slots[slot].due_seq;
+        s.memory.out_ring().copy_out(from, &mut bytes);
+        if is_alive {
+            // Before the copy is believed: forbids that the worker had meanwhile sent these bytes and come round the
+            // ring to write over them; it writes at most one packet beyond its tail. Pairs with the Release in `publish`.
+            fence(Ordering::Acquire);
+            let now = s.memory.control().out_tail.observe();
+            if now.wrapping_sub(from) > (RING_SIZE - PACKET_SIZE_MAX) as u64 {
+                return;
+            }
+        }
+        self.slots[slot].read = tail;
         for frame in Frames::new(&bytes) {
             match frame {
                 Ok(frame) => self.on_frame(slot, frame, None),
@@ -290,7 +321,5 @@ impl<S: Sys> Engine<S> {
                 return;
             }
         }
-        let found = self.slots[slot].due_seq.wrapping_sub(before);
-        self.stats.salvaged += u64::from(found);
     }
 }

@@ -72,6 +72,8 @@ pub(super) struct Slot {
     pub(super) fragment_offset: usize,
     /// Bytes of the out-ring that the socket has brought.
     pub(super) received: u64,
+    /// Bytes of the out-ring that have been read; ahead of `received` when they were read from the ring itself.
+    pub(super) read: u64,
     pub(super) assembly: Option<Assembly>,
     /// Stands on the list of slots with something to send.
     pub(super) dirty: bool,
@@ -119,6 +121,7 @@ impl Slot {
             sent: 0,
             fragment_offset: 0,
             received: 0,
+            read: 0,
             assembly: None,
             dirty: false,
             blocked: false,
@@ -169,6 +172,7 @@ impl Slot {
         self.epoch = self.epoch.wrapping_add(1);
         self.memory.control().reset(FrameId { epoch: self.epoch, seq: self.next_seq });
         self.received = 0;
+        self.read = 0;
         self.assembly = None;
         self.fragment_offset = 0;
         self.doom = None;

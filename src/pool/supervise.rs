@@ -486,6 +486,11 @@ impl<S: Sys> Engine<S> {
             }
             if now_ns.saturating_sub(self.slots[slot].progress_ns) >= nanos(SLEEP_MAX) {
                 self.transport.rearm(&mut self.reactor, slot)?;
+                // Its results may wait behind a job that never ends.
+                self.drain_slot(slot);
+                if self.slots[slot].life == Life::Running {
+                    self.read_ahead(slot);
+                }
             }
         }
         // A lost edge of the nursery's socket costs a tick too, not the run.
