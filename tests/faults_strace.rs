@@ -156,6 +156,8 @@ fn killed_after(call: &str, when: u32, workers: usize, transport: TransportKind)
         assert!(Instant::now() < deadline, "the worker never made that call");
         run.submit(20, 2000);
         run.poll(Duration::from_millis(2));
+        // The other worker alone would be through all jobs before strace has let this one go on.
+        std::thread::sleep(Duration::from_millis(1));
         last = if proc_state(pid) == Some('t') { last + 1 } else { 0 };
         if run.next > 20_000 {
             break;
