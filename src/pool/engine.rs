@@ -1,30 +1,26 @@
-//! The pool's state, and the way of a job from `submit` to the socket.
+//! The pool's state: it admits jobs, takes them back and finishes them, and turns.
 //!
-//! `Engine` owns the reactor, the transport, every slot and the job table. This file admits jobs, places them, sends
-//! them, takes them back and finishes them; `receive` reads results, `supervise` deals with workers' lives and deadlines.
-//! One turn: resume, fill, send, wait, read, timers, fill, send.
+//! `Engine` owns the reactor, the transport, every slot and the job table. `place` gives jobs to slots, `send` sends them,
+//! `receive` reads results, `supervise` deals with workers' lives and deadlines. One turn: resume, fill, send, wait, read,
+//! timers, fill, send.
 
 use super::hook::{Event, Hook, Step};
 use super::job::{Completion, Finished, HandlerRef, Job};
-use super::journal::{Journal, Position, State};
+use super::journal::{Journal, State};
 use super::slot::{Doom, Life, Slot};
 use super::stats::Stats;
 use super::table::{JobIndex, Owned, Place, Table, Ticket};
 use crate::claim::{self, FrameId};
 use crate::error::{Error, TrySubmitError};
-use crate::frame::{self, FLAG_FRAGMENT, FLAG_TIMED, Header, Kind};
-use crate::limits::{
-    FRAGMENT_PREFIX_SIZE, FRAME_ALIGN, FRAME_HEADER_SIZE, LARGE_STORE_SIZE, PACK_SIZE_MAX, PACKET_SIZE_MAX, SLEEP_MAX,
-    UNDELIVERED_SIZE_MAX, WINDOW_NS,
-};
+use crate::frame::{self, FLAG_TIMED, Header, Kind};
+use crate::limits::{LARGE_STORE_SIZE, PACKET_SIZE_MAX, SLEEP_MAX, UNDELIVERED_SIZE_MAX};
 use crate::nursery::Nursery;
 use crate::outcome::{Outcome, Reason};
 use crate::reactor::{Reactor, TimerId, Token};
 use crate::scheduler::{Scheduler, Service};
-use crate::sys::{OsResult, Sent, Sys};
+use crate::sys::{OsResult, Sys};
 use crate::transport::Transport;
 use std::collections::VecDeque;
-use std::io::IoSlice;
 
 /// Who takes completions: gets the engine back, to submit more.
 pub(super) type Sink<'s, S> = &'s mut dyn FnMut(&mut Engine<S>, Completion<'_>);
@@ -80,26 +76,26 @@ pub(super) struct Engine<S: Sys> {
     pub(super) rx: Box<[u8]>,
     pub(super) pending: Option<Pending>,
     /// Slots with frames to send.
-    dirty: Vec<usize>,
+    pub(super) dirty: Vec<usize>,
     /// Bytes of jobs that are too large for a ring.
-    large_size: usize,
+    pub(super) large_size: usize,
     /// Jobs in slots that have a timeout.
-    timed_jobs: usize,
+    pub(super) timed_jobs: usize,
     /// Shortest timeout seen. Units: nanoseconds.
-    shortest_timeout_ns: u64,
+    pub(super) shortest_timeout_ns: u64,
     pub(super) tick: Option<TimerId>,
     /// When it fires. Units: nanoseconds.
     pub(super) tick_at_ns: u64,
     pub(super) steal: Option<TimerId>,
     pub(super) draining: bool,
     /// The batch whose jobs are delivered; those of earlier ones are dropped.
-    batch: u32,
+    pub(super) batch: u32,
     /// Whether its run may still be going on.
-    batch_open: bool,
+    pub(super) batch_open: bool,
     /// An outer loop has been told that there is work, and has not come yet.
-    told: bool,
+    pub(super) told: bool,
     /// Jobs were taken back and not placed again.
-    unfilled: bool,
+    pub(super) unfilled: bool,
     /// Its jobs that are submitted and not delivered.
     pub(super) batch_outstanding: usize,
     /// The batch whose completions the present turn hands out; others are kept.
@@ -363,416 +359,6 @@ impl<S: Sys> Engine<S> {
         self.note(Step::Submitted, index, None);
         self.finish(index, Outcome::Rejected { reason }, None);
         ticket
-    }
-
-    // ---- placing
-
-    /// A slot with room for a job: time by its estimate, and bytes. A large job goes to an idle slot only.
-    #[inline]
-    fn place(&mut self, estimate_ns: u32, size: usize, large: bool) -> Option<usize> {
-        let Self { scheduler, slots, .. } = self;
-        let slot = if large {
-            scheduler.idle_slot()
-        } else {
-            scheduler.place(estimate_ns, |s| slots[s].journal.could_make_room(size))
-        }?;
-        self.make_room(slot, size).then_some(slot)
-    }
-
-    /// Makes room in a slot's journal by copying out what keeps it from being freed. `false`: it is really full.
-    #[inline]
-    fn make_room(&mut self, slot: usize, size: usize) -> bool {
-        if self.slots[slot].journal.has_room(size) {
-            return true;
-        }
-        self.retire(slot);
-        self.slots[slot].journal.has_room(size)
-    }
-
-    /// Copies out the jobs at the head that are taken back, and one that is still running, so that the settled frames
-    /// behind them are freed.
-    #[cold]
-    fn retire(&mut self, slot: usize) {
-        loop {
-            let s = &mut self.slots[slot];
-            let head = s.journal.head();
-            if head == s.journal.tail() {
-                return;
-            }
-            let entry = *s.journal.entry(head);
-            match entry.state {
-                State::Void => return,
-                State::TakenBack => {
-                    self.detach(slot, head);
-                    self.slots[slot].journal.void(head);
-                    self.table.get_mut(entry.job).place = Place::FrontOwned;
-                }
-                // Not sent yet: it moves by itself.
-                State::Live if head >= s.sent => return,
-                State::Live => {
-                    if entry.size != 0 {
-                        self.detach(slot, head);
-                    }
-                    let s = &mut self.slots[slot];
-                    let moved = s.journal.retire_head();
-                    s.due = s.due.max(moved);
-                    s.sent = s.sent.max(moved + 1);
-                    self.table.get_mut(entry.job).place = Place::Slot(slot as u32, moved);
-                    return;
-                }
-            }
-        }
-    }
-
-    /// Copies a job's bytes from a slot's journal into its record.
-    fn detach(&mut self, slot: usize, position: Position) {
-        let s = &self.slots[slot];
-        let job = s.journal.entry(position).job;
-        let Some(Ok(f)) = frame::Frames::new(s.journal.frame(position)).next() else {
-            unreachable!("a frame that this process encoded");
-        };
-        let payload = [f.headers().as_block(), f.body()].concat().into_boxed_slice();
-        self.table.get_mut(job).owned = Some(Box::new(Owned { header: f.header, payload, large: false }));
-    }
-
-    /// A frame that this slot's socket takes in no packet: it travels in fragments, from its record.
-    #[cold]
-    fn make_large(&mut self, slot: usize, position: Position) {
-        self.detach(slot, position);
-        let entry = self.slots[slot].journal.entry_mut(position);
-        entry.size = 0;
-        if let Some(owned) = &mut self.table.get_mut(entry.job).owned {
-            owned.large = true;
-            self.large_size += owned.payload.len();
-        }
-    }
-
-    /// The id of the next frame of this slot.
-    #[inline]
-    fn number(&mut self, slot: usize) -> u64 {
-        let s = &mut self.slots[slot];
-        let id = FrameId { epoch: s.epoch, seq: s.next_seq };
-        s.next_seq = s.next_seq.wrapping_add(1);
-        id.to_bits()
-    }
-
-    /// Books a job that has just been appended to a slot's journal.
-    #[inline]
-    fn placed(&mut self, job: JobIndex, slot: usize, position: Position, estimate_ns: u32) {
-        let r = self.table.get_mut(job);
-        r.place = Place::Slot(slot as u32, position);
-        let timeout_ns = r.timeout_ns;
-        self.scheduler.added(slot, estimate_ns);
-        self.note(Step::Placed, job, Some(slot));
-        self.mark_dirty(slot);
-        if timeout_ns != 0 {
-            self.timed_jobs += 1;
-            if self.timed_jobs == 1 || timeout_ns < self.shortest_timeout_ns {
-                self.shortest_timeout_ns = self.shortest_timeout_ns.min(timeout_ns);
-                self.hasten_tick();
-            }
-        }
-        self.keep_ticking();
-    }
-
-    #[inline]
-    pub(super) fn mark_dirty(&mut self, slot: usize) {
-        let s = &mut self.slots[slot];
-        if !s.dirty {
-            s.dirty = true;
-            self.dirty.push(slot);
-        }
-    }
-
-    /// The next waiting job: those taken back first.
-    fn next_waiting(&mut self) -> Option<JobIndex> {
-        if let Some(&job) = self.front.front() {
-            return Some(job);
-        }
-        let position = self.queue.next_live(self.queue.head());
-        (position != self.queue.tail()).then(|| self.queue.entry(position).job)
-    }
-
-    /// Whether any job waits for a slot.
-    fn has_waiting(&mut self) -> bool {
-        self.next_waiting().is_some()
-    }
-
-    /// Gives waiting jobs to slots with room; takes work back for a worker that would idle.
-    pub(super) fn fill(&mut self) {
-        self.place_waiting();
-        self.unfilled = false;
-        // A worker that is not up yet gains nothing from work that another will have done by then. One that is up is
-        // given something by each round.
-        for _ in 0..self.slots.len() {
-            if self.scheduler.idle_ready_slot().is_none() || self.has_waiting() {
-                return;
-            }
-            let now_ns = self.sys.now_ns();
-            let Self { scheduler, slots, .. } = self;
-            let started = |s: usize| slots[s].started();
-            let stuck = |s: usize| now_ns.saturating_sub(slots[s].progress_ns) >= WINDOW_NS;
-            let busy_taking = |s: usize| slots[s].fragment_offset > 0;
-            match scheduler.victim(started, stuck, busy_taking) {
-                Some(victim) => {
-                    self.reclaim(victim);
-                    self.place_waiting();
-                    self.unfilled = false;
-                }
-                None if self.steal.is_none() && scheduler.has_unstarted(started) => {
-                    let timer = self.reactor.set_timer(now_ns + WINDOW_NS, Alarm::Steal.to_bits());
-                    self.steal = Some(timer);
-                    return;
-                }
-                None => return,
-            }
-        }
-    }
-
-    fn place_waiting(&mut self) {
-        // Jobs that were taken back are shared out: a run of them to the least loaded slot, then to the next.
-        let mut share: Option<(usize, usize)> = None;
-        while let Some(job) = self.next_waiting() {
-            let r = self.table.get(job);
-            let (handler, place) = (r.handler, r.place);
-            let large = r.owned.as_ref().is_some_and(|o| o.large);
-            let size = match place {
-                Place::Queue(p) => self.queue.entry(p).size as usize,
-                Place::FrontInSlot(s, p) => self.slots[s as usize].journal.entry(p).size as usize,
-                _ if large => 0,
-                _ => r.owned.as_ref().map_or(0, |o| frame::frame_size(o.payload.len())),
-            };
-            let estimate_ns = self.services[handler as usize].estimate_ns();
-            let slot = if large || self.front.is_empty() {
-                self.place(estimate_ns, size, large)
-            } else {
-                match share {
-                    Some((slot, left))
-                        if left > 0
-                            && self.scheduler.has_room(slot, estimate_ns)
-                            && self.slots[slot].journal.has_room(size) =>
-                    {
-                        share = Some((slot, left - 1));
-                        Some(slot)
-                    }
-                    _ => {
-                        let Self { scheduler, slots, front, .. } = self;
-                        let found = scheduler.place_evenly(estimate_ns, |s| slots[s].journal.has_room(size));
-                        share = found.map(|s| (s, scheduler.share(front.len()) - 1));
-                        found.or_else(|| self.place(estimate_ns, size, large))
-                    }
-                }
-            };
-            let Some(slot) = slot else { return };
-            self.move_to(job, slot, size, estimate_ns);
-        }
-    }
-
-    /// Moves a waiting job into a slot's journal, which has room for it.
-    fn move_to(&mut self, job: JobIndex, slot: usize, size: usize, estimate_ns: u32) {
-        let place = self.table.get(job).place;
-        // Making room may have moved its bytes into its record.
-        let id = self.number(slot);
-        let position = match place {
-            Place::FrontInSlot(from, at) if from as usize == slot => {
-                let j = &mut self.slots[slot].journal;
-                let position = j.append_copy(at, job, id, estimate_ns);
-                frame::set_id(j.frame_mut(position), id);
-                j.void(at);
-                position
-            }
-            Place::FrontInSlot(from, at) => {
-                let (source, target) = two(&mut self.slots, from as usize, slot);
-                let (position, room) = target.journal.append(job, id, size, estimate_ns);
-                room.copy_from_slice(source.journal.frame(at));
-                frame::set_id(room, id);
-                source.journal.void(at);
-                position
-            }
-            Place::Queue(at) => {
-                let (position, room) = self.slots[slot].journal.append(job, id, size, estimate_ns);
-                if size != 0 {
-                    room.copy_from_slice(self.queue.frame(at));
-                    frame::set_id(room, id);
-                }
-                self.queue.void(at);
-                position
-            }
-            Place::FrontOwned => {
-                let (position, room) = self.slots[slot].journal.append(job, id, size, estimate_ns);
-                let r = self.table.get_mut(job);
-                if size != 0
-                    && let Some(o) = r.owned.take()
-                {
-                    let (block, body) = o.payload.split_at(usize::from(o.header.header_block_size));
-                    frame::encode(room, Header { id, ..o.header }, block, body);
-                }
-                position
-            }
-            Place::Nowhere | Place::Slot(..) | Place::Ending => unreachable!("a waiting job waits somewhere"),
-        };
-        if !matches!(place, Place::Queue(_)) {
-            self.front.pop_front();
-        }
-        self.placed(job, slot, position, estimate_ns);
-    }
-
-    // ---- sending
-
-    /// Sends what is placed and not sent, as far as the sockets take it. A socket that fails costs its own worker.
-    pub(super) fn flush(&mut self) {
-        let mut dirty = std::mem::take(&mut self.dirty);
-        for &slot in &dirty {
-            self.slots[slot].dirty = false;
-        }
-        for slot in dirty.drain(..) {
-            if self.flush_slot(slot).is_err() {
-                self.kill(slot, Doom::Stalled);
-            }
-        }
-        // Slots that asked to be looked at again are on the new list; keep the old one's memory.
-        dirty.append(&mut self.dirty);
-        self.dirty = dirty;
-    }
-
-    fn flush_slot(&mut self, slot: usize) -> OsResult<()> {
-        if !matches!(self.slots[slot].life, Life::Starting | Life::Running) {
-            return Ok(());
-        }
-        loop {
-            let s = &mut self.slots[slot];
-            let first = s.journal.next_live(s.sent);
-            s.sent = first;
-            if first == s.journal.tail() {
-                return self.unblock(slot);
-            }
-            if !s.in_flight() && !s.blocked && s.fragment_offset == 0 {
-                s.progress_ns = self.sys.now_ns();
-                s.sampled_ns = s.progress_ns;
-            }
-            if s.journal.entry(first).size as usize > self.transport.packet_size_max(slot) {
-                self.make_large(slot, first);
-            }
-            let s = &self.slots[slot];
-            let sent = if s.journal.entry(first).size == 0 {
-                // A large job is not sent behind a running one, which may take any time: it could not be moved.
-                if s.in_flight() {
-                    // A result makes way, as it makes room in the socket.
-                    self.slots[slot].blocked = true;
-                    return Ok(());
-                }
-                self.send_fragment(slot, first)?
-            } else {
-                self.send_pack(slot, first)?
-            };
-            match sent {
-                Sent::All => {}
-                Sent::WouldBlock => {
-                    self.slots[slot].blocked = true;
-                    return self.transport.want_write(&mut self.reactor, slot, true);
-                }
-                Sent::NoMemory => {
-                    // No event will tell when there is memory again: the tick tries.
-                    self.slots[slot].blocked = true;
-                    return Ok(());
-                }
-                // Its exit report is on the way.
-                Sent::Closed => return Ok(()),
-            }
-        }
-    }
-
-    fn unblock(&mut self, slot: usize) -> OsResult<()> {
-        if std::mem::take(&mut self.slots[slot].blocked) {
-            self.transport.want_write(&mut self.reactor, slot, false)?;
-        }
-        Ok(())
-    }
-
-    /// Sends the frames from `first` on that are contiguous and fit one packet.
-    fn send_pack(&mut self, slot: usize, first: Position) -> OsResult<Sent> {
-        let s = &mut self.slots[slot];
-        let pack_max = PACK_SIZE_MAX.min(self.transport.packet_size_max(slot));
-        let (mut end, mut size) = (first, 0);
-        while end != s.journal.tail() {
-            let e = s.journal.entry(end);
-            if e.state != State::Live || e.size == 0 || (size != 0 && size + e.size as usize > pack_max) {
-                break;
-            }
-            size += e.size as usize;
-            end += 1;
-        }
-        // Before they leave: their worker may start them before the call returns.
-        let sent_ns = if self.hook.is_some() { self.sys.now_ns() } else { 0 };
-        let sent = self.transport.send(slot, &[IoSlice::new(s.journal.run(first, size))])?;
-        if sent == Sent::All {
-            s.sent = end;
-            s.sent_seq = s.sent_seq.wrapping_add((end - first) as u32);
-            self.stats.packets_sent += 1;
-            if self.hook.is_some() {
-                for position in first..end {
-                    let job = self.slots[slot].journal.entry(position).job;
-                    let (ticket, tag) = (self.table.ticket(job), self.table.get(job).tag);
-                    self.note_at(Step::Sent, ticket, tag, Some(slot), sent_ns);
-                }
-            }
-        }
-        Ok(sent)
-    }
-
-    /// Sends the next part of a large job.
-    fn send_fragment(&mut self, slot: usize, position: Position) -> OsResult<Sent> {
-        let s = &mut self.slots[slot];
-        let entry = *s.journal.entry(position);
-        let Some(owned) = &self.table.get(entry.job).owned else {
-            unreachable!("an entry without bytes belongs to a job that owns them");
-        };
-        let (block, body) = owned.payload.split_at(usize::from(owned.header.header_block_size));
-        let offset = s.fragment_offset;
-        let block = if offset == 0 { block } else { &[] };
-        let room = self.transport.packet_size_max(slot) & !(FRAME_ALIGN - 1);
-        let part = (room - FRAME_HEADER_SIZE - FRAGMENT_PREFIX_SIZE - block.len()).min(body.len() - offset);
-        let payload_size = block.len() + FRAGMENT_PREFIX_SIZE + part;
-        let header = Header {
-            payload_size: payload_size as u32,
-            header_block_size: block.len() as u16,
-            id: entry.id,
-            flags: owned.header.flags | FLAG_FRAGMENT,
-            ..owned.header
-        };
-        let padding = frame::frame_size(payload_size) - FRAME_HEADER_SIZE - payload_size;
-        let head = header.encode();
-        let prefix = frame::fragment_prefix(body.len() as u64, offset as u64);
-        let parts = [
-            IoSlice::new(&head),
-            IoSlice::new(block),
-            IoSlice::new(&prefix),
-            IoSlice::new(&body[offset..offset + part]),
-            IoSlice::new(&[0; FRAME_ALIGN][..padding]),
-        ];
-        let sent_ns = self.sys.now_ns();
-        let sent = self.transport.send(slot, &parts)?;
-        if sent == Sent::All {
-            self.stats.packets_sent += 1;
-            // Every part that leaves is progress: a worker that takes none is noticed.
-            s.progress_ns = self.sys.now_ns();
-            s.sampled_ns = s.progress_ns;
-            s.fragment_offset = offset + part;
-            if s.fragment_offset == body.len() {
-                s.fragment_offset = 0;
-                s.sent = position + 1;
-                s.sent_seq = s.sent_seq.wrapping_add(1);
-                let (ticket, tag) = (self.table.ticket(entry.job), self.table.get(entry.job).tag);
-                self.note_at(Step::Sent, ticket, tag, Some(slot), sent_ns);
-            }
-        }
-        Ok(sent)
-    }
-
-    /// Whether a worker that has nothing in flight has something to be sent.
-    #[inline]
-    pub(super) fn has_idle_dirty(&self) -> bool {
-        self.dirty.last().is_some_and(|&slot| !self.slots[slot].in_flight())
     }
 
     // ---- taking back
@@ -1083,11 +669,4 @@ impl<S: Sys> Engine<S> {
             hook(&Event { step, ticket, tag, slot, at_ns });
         }
     }
-}
-
-/// Two different slots at once.
-fn two(slots: &mut [Slot], a: usize, b: usize) -> (&mut Slot, &mut Slot) {
-    debug_assert!(a != b);
-    let (low, high) = slots.split_at_mut(a.max(b));
-    if a < b { (&mut low[a], &mut high[0]) } else { (&mut high[0], &mut low[b]) }
 }

@@ -1,7 +1,7 @@
 //! Floor 4: the pool: submit, completion, supervision, shutdown.
 //!
-//! [`Pool`] is the front; `engine` holds the state and the way of a job to its worker, `receive` the way of its
-//! result back, `supervise` what happens when workers hang or die. Nothing here names a system call.
+//! [`Pool`] is the front; `engine` holds the state, `place` and `send` the way of a job to its worker, `receive` the way
+//! of its result back, `supervise` what happens when workers hang or die. Nothing here names a system call.
 
 mod builder;
 mod engine;
@@ -9,7 +9,9 @@ mod hook;
 mod iter;
 mod job;
 mod journal;
+mod place;
 mod receive;
+mod send;
 mod slot;
 mod stats;
 mod supervise;

@@ -1,6 +1,6 @@
 //! The policy, enumerated for small cases and simulated for larger ones.
 //!
-//! Both drive the scheduler as `pool/engine.rs` does: [`Policy`] mirrors its `try_submit`, `fill` and `place_waiting`,
+//! Both drive the scheduler as `pool/place.rs` does: [`Policy`] mirrors its `try_submit`, `fill` and `place_waiting`,
 //! with numbers for jobs.
 
 use super::*;

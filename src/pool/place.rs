@@ -1,0 +1,270 @@
+//! Placing: from the queue into the slots' journals, and taking work back for a worker that would idle.
+
+use super::engine::{Alarm, Engine};
+use super::hook::Step;
+use super::journal::{Position, State};
+use super::slot::Slot;
+use super::table::{JobIndex, Owned, Place};
+use crate::claim::FrameId;
+use crate::frame::{self, Header};
+use crate::limits::WINDOW_NS;
+use crate::sys::Sys;
+
+impl<S: Sys> Engine<S> {
+    /// A slot with room for a job: time by its estimate, and bytes. A large job goes to an idle slot only.
+    #[inline]
+    pub(super) fn place(&mut self, estimate_ns: u32, size: usize, large: bool) -> Option<usize> {
+        let Self { scheduler, slots, .. } = self;
+        let slot = if large {
+            scheduler.idle_slot()
+        } else {
+            scheduler.place(estimate_ns, |s| slots[s].journal.could_make_room(size))
+        }?;
+        self.make_room(slot, size).then_some(slot)
+    }
+
+    /// Makes room in a slot's journal by copying out what keeps it from being freed. `false`: it is really full.
+    #[inline]
+    pub(super) fn make_room(&mut self, slot: usize, size: usize) -> bool {
+        if self.slots[slot].journal.has_room(size) {
+            return true;
+        }
+        self.retire(slot);
+        self.slots[slot].journal.has_room(size)
+    }
+
+    /// Copies out the jobs at the head that are taken back, and one that is still running, so that the settled frames
+    /// behind them are freed.
+    #[cold]
+    pub(super) fn retire(&mut self, slot: usize) {
+        loop {
+            let s = &mut self.slots[slot];
+            let head = s.journal.head();
+            if head == s.journal.tail() {
+                return;
+            }
+            let entry = *s.journal.entry(head);
+            match entry.state {
+                State::Void => return,
+                State::TakenBack => {
+                    self.detach(slot, head);
+                    self.slots[slot].journal.void(head);
+                    self.table.get_mut(entry.job).place = Place::FrontOwned;
+                }
+                // Not sent yet: it moves by itself.
+                State::Live if head >= s.sent => return,
+                State::Live => {
+                    if entry.size != 0 {
+                        self.detach(slot, head);
+                    }
+                    let s = &mut self.slots[slot];
+                    let moved = s.journal.retire_head();
+                    s.due = s.due.max(moved);
+                    s.sent = s.sent.max(moved + 1);
+                    self.table.get_mut(entry.job).place = Place::Slot(slot as u32, moved);
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Copies a job's bytes from a slot's journal into its record.
+    pub(super) fn detach(&mut self, slot: usize, position: Position) {
+        let s = &self.slots[slot];
+        let job = s.journal.entry(position).job;
+        let Some(Ok(f)) = frame::Frames::new(s.journal.frame(position)).next() else {
+            unreachable!("a frame that this process encoded");
+        };
+        let payload = [f.headers().as_block(), f.body()].concat().into_boxed_slice();
+        self.table.get_mut(job).owned = Some(Box::new(Owned { header: f.header, payload, large: false }));
+    }
+
+    /// A frame that this slot's socket takes in no packet: it travels in fragments, from its record.
+    #[cold]
+    pub(super) fn make_large(&mut self, slot: usize, position: Position) {
+        self.detach(slot, position);
+        let entry = self.slots[slot].journal.entry_mut(position);
+        entry.size = 0;
+        if let Some(owned) = &mut self.table.get_mut(entry.job).owned {
+            owned.large = true;
+            self.large_size += owned.payload.len();
+        }
+    }
+
+    /// The id of the next frame of this slot.
+    #[inline]
+    pub(super) fn number(&mut self, slot: usize) -> u64 {
+        let s = &mut self.slots[slot];
+        let id = FrameId { epoch: s.epoch, seq: s.next_seq };
+        s.next_seq = s.next_seq.wrapping_add(1);
+        id.to_bits()
+    }
+
+    /// Books a job that has just been appended to a slot's journal.
+    #[inline]
+    pub(super) fn placed(&mut self, job: JobIndex, slot: usize, position: Position, estimate_ns: u32) {
+        let r = self.table.get_mut(job);
+        r.place = Place::Slot(slot as u32, position);
+        let timeout_ns = r.timeout_ns;
+        self.scheduler.added(slot, estimate_ns);
+        self.note(Step::Placed, job, Some(slot));
+        self.mark_dirty(slot);
+        if timeout_ns != 0 {
+            self.timed_jobs += 1;
+            if self.timed_jobs == 1 || timeout_ns < self.shortest_timeout_ns {
+                self.shortest_timeout_ns = self.shortest_timeout_ns.min(timeout_ns);
+                self.hasten_tick();
+            }
+        }
+        self.keep_ticking();
+    }
+
+    #[inline]
+    pub(super) fn mark_dirty(&mut self, slot: usize) {
+        let s = &mut self.slots[slot];
+        if !s.dirty {
+            s.dirty = true;
+            self.dirty.push(slot);
+        }
+    }
+
+    /// The next waiting job: those taken back first.
+    pub(super) fn next_waiting(&mut self) -> Option<JobIndex> {
+        if let Some(&job) = self.front.front() {
+            return Some(job);
+        }
+        let position = self.queue.next_live(self.queue.head());
+        (position != self.queue.tail()).then(|| self.queue.entry(position).job)
+    }
+
+    /// Whether any job waits for a slot.
+    pub(super) fn has_waiting(&mut self) -> bool {
+        self.next_waiting().is_some()
+    }
+
+    /// Gives waiting jobs to slots with room; takes work back for a worker that would idle.
+    pub(super) fn fill(&mut self) {
+        self.place_waiting();
+        self.unfilled = false;
+        // A worker that is not up yet gains nothing from work that another will have done by then. One that is up is
+        // given something by each round.
+        for _ in 0..self.slots.len() {
+            if self.scheduler.idle_ready_slot().is_none() || self.has_waiting() {
+                return;
+            }
+            let now_ns = self.sys.now_ns();
+            let Self { scheduler, slots, .. } = self;
+            let started = |s: usize| slots[s].started();
+            let stuck = |s: usize| now_ns.saturating_sub(slots[s].progress_ns) >= WINDOW_NS;
+            let busy_taking = |s: usize| slots[s].fragment_offset > 0;
+            match scheduler.victim(started, stuck, busy_taking) {
+                Some(victim) => {
+                    self.reclaim(victim);
+                    self.place_waiting();
+                    self.unfilled = false;
+                }
+                None if self.steal.is_none() && scheduler.has_unstarted(started) => {
+                    let timer = self.reactor.set_timer(now_ns + WINDOW_NS, Alarm::Steal.to_bits());
+                    self.steal = Some(timer);
+                    return;
+                }
+                None => return,
+            }
+        }
+    }
+
+    pub(super) fn place_waiting(&mut self) {
+        // Jobs that were taken back are shared out: a run of them to the least loaded slot, then to the next.
+        let mut share: Option<(usize, usize)> = None;
+        while let Some(job) = self.next_waiting() {
+            let r = self.table.get(job);
+            let (handler, place) = (r.handler, r.place);
+            let large = r.owned.as_ref().is_some_and(|o| o.large);
+            let size = match place {
+                Place::Queue(p) => self.queue.entry(p).size as usize,
+                Place::FrontInSlot(s, p) => self.slots[s as usize].journal.entry(p).size as usize,
+                _ if large => 0,
+                _ => r.owned.as_ref().map_or(0, |o| frame::frame_size(o.payload.len())),
+            };
+            let estimate_ns = self.services[handler as usize].estimate_ns();
+            let slot = if large || self.front.is_empty() {
+                self.place(estimate_ns, size, large)
+            } else {
+                match share {
+                    Some((slot, left))
+                        if left > 0
+                            && self.scheduler.has_room(slot, estimate_ns)
+                            && self.slots[slot].journal.has_room(size) =>
+                    {
+                        share = Some((slot, left - 1));
+                        Some(slot)
+                    }
+                    _ => {
+                        let Self { scheduler, slots, front, .. } = self;
+                        let found = scheduler.place_evenly(estimate_ns, |s| slots[s].journal.has_room(size));
+                        share = found.map(|s| (s, scheduler.share(front.len()) - 1));
+                        found.or_else(|| self.place(estimate_ns, size, large))
+                    }
+                }
+            };
+            let Some(slot) = slot else { return };
+            self.move_to(job, slot, size, estimate_ns);
+        }
+    }
+
+    /// Moves a waiting job into a slot's journal, which has room for it.
+    pub(super) fn move_to(&mut self, job: JobIndex, slot: usize, size: usize, estimate_ns: u32) {
+        let place = self.table.get(job).place;
+        // Making room may have moved its bytes into its record.
+        let id = self.number(slot);
+        let position = match place {
+            Place::FrontInSlot(from, at) if from as usize == slot => {
+                let j = &mut self.slots[slot].journal;
+                let position = j.append_copy(at, job, id, estimate_ns);
+                frame::set_id(j.frame_mut(position), id);
+                j.void(at);
+                position
+            }
+            Place::FrontInSlot(from, at) => {
+                let (source, target) = two(&mut self.slots, from as usize, slot);
+                let (position, room) = target.journal.append(job, id, size, estimate_ns);
+                room.copy_from_slice(source.journal.frame(at));
+                frame::set_id(room, id);
+                source.journal.void(at);
+                position
+            }
+            Place::Queue(at) => {
+                let (position, room) = self.slots[slot].journal.append(job, id, size, estimate_ns);
+                if size != 0 {
+                    room.copy_from_slice(self.queue.frame(at));
+                    frame::set_id(room, id);
+                }
+                self.queue.void(at);
+                position
+            }
+            Place::FrontOwned => {
+                let (position, room) = self.slots[slot].journal.append(job, id, size, estimate_ns);
+                let r = self.table.get_mut(job);
+                if size != 0
+                    && let Some(o) = r.owned.take()
+                {
+                    let (block, body) = o.payload.split_at(usize::from(o.header.header_block_size));
+                    frame::encode(room, Header { id, ..o.header }, block, body);
+                }
+                position
+            }
+            Place::Nowhere | Place::Slot(..) | Place::Ending => unreachable!("a waiting job waits somewhere"),
+        };
+        if !matches!(place, Place::Queue(_)) {
+            self.front.pop_front();
+        }
+        self.placed(job, slot, position, estimate_ns);
+    }
+}
+
+/// Two different slots at once.
+fn two(slots: &mut [Slot], a: usize, b: usize) -> (&mut Slot, &mut Slot) {
+    debug_assert!(a != b);
+    let (low, high) = slots.split_at_mut(a.max(b));
+    if a < b { (&mut low[a], &mut high[0]) } else { (&mut high[0], &mut low[b]) }
+}
