@@ -17,6 +17,7 @@ use crate::sys::{
 use crate::worker::{self, EXIT_ORPHAN, EXIT_OS, Handlers};
 use std::collections::VecDeque;
 use std::io::{IoSlice, IoSliceMut};
+use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 /// Bytes of a command and of a report.
@@ -229,7 +230,8 @@ impl<S: Sys> Nursery<S> {
     pub(crate) fn shut_down(self) {
         let Self { sys, socket, pid, pidfd, waiting } = self;
         drop(waiting);
-        // End of file is the order to end.
+        // End of file is the order to end, also when a forked child of the host holds a copy of this end.
+        let _ = sys.shutdown(socket.as_fd());
         drop(socket);
         let deadline = sys.now_ns() + SHUTDOWN_TIMEOUT.as_nanos() as u64;
         loop {
@@ -278,7 +280,8 @@ struct Process<S: Sys> {
     socket: OwnedFd,
     host: OwnedFd,
     signals: SignalFd,
-    setup: Setup,
+    /// Never dropped here: what handlers captured has been dropped by the host already.
+    setup: ManuallyDrop<Setup>,
     children: Vec<Child>,
     /// Reports that the host has not taken yet; at most two a slot.
     reports: VecDeque<Report>,
@@ -289,6 +292,7 @@ struct Process<S: Sys> {
 impl<S: Sys> Process<S> {
     /// The nursery's whole life.
     fn run(sys: S, socket: OwnedFd, host: OwnedFd, setup: Setup) -> OsResult<()> {
+        let setup = ManuallyDrop::new(setup);
         sys::become_group_leader()?;
         sys::reset_signals();
         sys::set_name(c"seqpool-nursery");

@@ -5,10 +5,11 @@
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
-use std::fs::File;
+use std::fs::{File, Permissions};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc;
@@ -182,6 +183,79 @@ fn sha256_prints_what_sha256sum_prints() {
     let mut got = results(&["-j2", "-k", "-0", "sha256"], &input);
     got.iter_mut().filter(|b| **b == 0).for_each(|b| *b = b'\n');
     assert_eq!(String::from_utf8_lossy(&got), String::from_utf8_lossy(&want.stdout));
+}
+
+/// Adds the files under `dir`, in order of their names, up to so many.
+fn add_files(dir: &std::path::Path, paths: &mut Vec<std::path::PathBuf>, count_max: usize) {
+    let mut entries: Vec<_> = std::fs::read_dir(dir).unwrap().map(|e| e.unwrap()).collect();
+    entries.sort_by_key(|e| e.file_name());
+    for entry in entries {
+        let kind = entry.file_type().unwrap();
+        if kind.is_dir() {
+            add_files(&entry.path(), paths, count_max);
+        } else if kind.is_file() && paths.len() < count_max {
+            paths.push(entry.path());
+        }
+    }
+}
+
+#[test]
+fn sha256_of_a_whole_tree_is_what_sha256sum_prints() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut paths = vec![root.join("Cargo.toml")];
+    for dir in ["src", "tests"] {
+        add_files(&root.join(dir), &mut paths, 1000);
+    }
+    let own_count = paths.len();
+    assert!(own_count > 40, "the repository's own files: {own_count}");
+    // A machine with a C compiler has it; the files made here are there on any.
+    let headers = std::path::Path::new("/usr/include");
+    if headers.is_dir() {
+        add_files(headers, &mut paths, 3000);
+    }
+    let header_count = paths.len() - own_count;
+    let dir = tempfile::tempdir().unwrap();
+    for n in 0..500 {
+        let name = match n % 6 {
+            0 => format!("{n}\nline"),
+            1 => format!("{n} space "),
+            2 => format!("{n}\\back"),
+            3 => format!("{n}\rreturn"),
+            4 => format!("{n}\\\n\r all"),
+            _ => format!("{n}\t\u{e9}*"),
+        };
+        std::fs::write(dir.path().join(name), "x".repeat(n * 7)).unwrap();
+    }
+    add_files(dir.path(), &mut paths, usize::MAX);
+    assert_eq!(paths.len(), own_count + header_count + 500);
+    println!("{own_count} files of the repository, {header_count} of /usr/include, 500 with awkward names");
+
+    let want = Command::new("sha256sum").args(&paths).output().unwrap();
+    assert!(want.status.success(), "{}", String::from_utf8_lossy(&want.stderr));
+    let list = |terminator: u8, keep: &dyn Fn(&[u8]) -> bool| -> Vec<u8> {
+        let names = paths.iter().map(|p| p.as_os_str().as_encoded_bytes()).filter(|p| keep(p));
+        names.flat_map(|p| p.iter().copied().chain([terminator])).collect()
+    };
+    for transport in TRANSPORTS {
+        let mut got = results(&["-j2", "-k", "-0", "--transport", transport, "sha256"], list(0, &|_| true));
+        // The names are escaped, so that no newline is left but what ends a line.
+        assert!(!got.contains(&b'\n'));
+        got.iter_mut().filter(|b| **b == 0).for_each(|b| *b = b'\n');
+        assert!(got == want.stdout, "{transport}, -0");
+        // A name with a newline cannot be a line of input; all others can.
+        let got = results(&["-j2", "-k", "--transport", transport, "sha256"], list(b'\n', &|p| !p.contains(&b'\n')));
+        let mut lines = want.stdout.split_inclusive(|b| *b == b'\n');
+        let without: Vec<u8> = paths
+            .iter()
+            .filter_map(|p| {
+                let line = lines.next().unwrap();
+                (!p.as_os_str().as_encoded_bytes().contains(&b'\n')).then_some(line)
+            })
+            .flatten()
+            .copied()
+            .collect();
+        assert!(got == without, "{transport}, lines");
+    }
 }
 
 #[test]
@@ -361,36 +435,49 @@ fn peak_kib(pid: Pid) -> u64 {
     line.split_ascii_whitespace().nth(1).unwrap().parse().unwrap()
 }
 
-/// Feeds `input` over and over, drains standard output, and returns the host's peak while it still runs.
-fn peak_after(args: &[&str], input: &[u8], times: usize, out_size: usize) -> u64 {
+/// Feeds `seq 1 COUNT`, checks the results as far as they say without being kept, and returns the host's peak when the
+/// last result is out.
+fn peak_after(args: &[&str], count: usize) -> u64 {
     let mut child = Guard::spawn(seqpool(args));
     let mut stdin = child.0.stdin.take().unwrap();
     let mut stdout = child.0.stdout.take().unwrap();
-    let input = input.to_vec();
     let feeding = thread::spawn(move || {
-        (0..times).for_each(|_| stdin.write_all(&input).unwrap());
+        let mut block = Vec::new();
+        for n in 1..=count {
+            writeln!(block, "{n}").unwrap();
+            if block.len() >= 1 << 16 || n == count {
+                stdin.write_all(&block).unwrap();
+                block.clear();
+            }
+        }
         stdin
     });
-    let mut left = out_size;
+    // Lines of d digits are 9 * 10^(d-1) many, but for the last.
+    let out_size: usize = (1..=9).map(|d| 10_usize.pow(d - 1)).filter(|n| *n <= count).map(|n| count + 1 - n).sum();
+    let mut left = out_size + count;
+    let mut line_count = 0;
     let mut buffer = vec![0; 1 << 16];
     while left > 0 {
         let n = stdout.read(&mut buffer).unwrap();
         assert!(n > 0, "ended {left} bytes early");
         left -= n;
+        line_count += memchr::memchr_iter(b'\n', &buffer[..n]).count();
     }
+    assert_eq!(line_count, count);
     let peak = peak_kib(child.pid());
     drop(feeding.join().unwrap());
-    child.wait(LIMIT);
+    assert_eq!(child.wait(LIMIT).code(), Some(0));
     peak
 }
 
 #[test]
 fn memory_does_not_grow_with_the_input() {
-    let block = numbers(100_000);
-    let times = if cfg!(debug_assertions) { 4 } else { 30 };
+    // Ten million take a minute in a debug build; what grows would be seen there, too, with fewer.
+    let (few, many) = if cfg!(debug_assertions) { (100_000, 400_000) } else { (1_000_000, 10_000_000) };
     for args in [&["run", "-j2", "upper"][..], &["run", "-j2", "-k", "upper"]] {
-        let peaks = [1, times].map(|n| peak_after(args, block.as_bytes(), n, n * block.len()));
-        assert!(peaks[1] <= 32 << 10 && peaks[1] <= peaks[0] + (4 << 10), "{args:?}: {peaks:?} KiB");
+        let peaks = [few, many].map(|count| peak_after(args, count));
+        println!("{args:?}: host peaks {peaks:?} KiB at {few} and {many} jobs");
+        assert!(peaks[1] <= 32 << 10 && peaks[1] <= peaks[0] + (2 << 10), "{args:?}: {peaks:?} KiB");
     }
 }
 
@@ -649,7 +736,11 @@ fn usage_errors_say_what_to_do_and_exit_2() {
     let nowhere = format!("{dir}/missing/stats");
     for (args, said) in [
         (&["-j0", "echo"][..], "-j"),
-        (&["-jx", "echo"], "'x'"),
+        (&["-jx", "echo"], "'x' for '--jobs <N>': not a whole number such as 4"),
+        (&["-j-1", "echo"], "'-1' for '--jobs <N>': not a whole number such as 4"),
+        (&["-j", "", "echo"], "--jobs <N>"),
+        (&["-j99999", "echo"], "from 1 to 4096"),
+        (&["--keep-odrer", "echo"], "tip: a similar argument exists: '--keep-order'"),
         (&["nope"], "echo, fault, sha256, sleep, spin, upper"),
         (&[], "<HANDLER>"),
         (&["echo", "extra"], "'extra'"),
@@ -658,6 +749,7 @@ fn usage_errors_say_what_to_do_and_exit_2() {
         (&["--timeout", "soon", "echo"], "duration"),
         (&["--timeout", "0", "echo"], "--timeout"),
         (&["--nice", "20", "echo"], "20"),
+        (&["--nice=-21", "echo"], "-20..=19"),
         (&["--transport", "pigeon", "echo"], "blocking, seqpacket"),
         (&["--stats", &nowhere, "echo"], "No such file or directory"),
         (&["--stats", dir, "echo"], "directory"),
@@ -672,6 +764,33 @@ fn usage_errors_say_what_to_do_and_exit_2() {
         assert_eq!(ran.code(), 2);
         assert!(!ran.stderr.is_empty() && ran.stderr.lines().all(|l| l.starts_with("seqpool: ")), "{}", ran.stderr);
     }
+}
+
+#[test]
+fn an_unknown_option_is_not_proposed_as_a_handler() {
+    let ran = run(&["--retries", "3", "upper"], "");
+    assert_eq!(ran.code(), 2);
+    assert!(ran.stderr.starts_with("seqpool: unexpected argument '--retries' found\n"), "{}", ran.stderr);
+    assert!(!ran.stderr.contains("-- --retries"), "{}", ran.stderr);
+}
+
+#[test]
+fn the_last_of_equal_options_counts() {
+    // So that an alias with options of its own can be overridden.
+    let args = ["-j0", "--timeout", "1ms", "-k", "-j2", "--timeout", "1m", "-k", "sleep"];
+    assert_eq!(results(&args, "50ms\n0\n"), b"50ms\n0\n");
+}
+
+#[test]
+fn too_few_descriptors_for_the_workers_says_what_to_do() {
+    let mut command = Command::new("sh");
+    command.args(["-c", "ulimit -n 20; exec \"$0\" run -j64 echo", env!("CARGO_BIN_EXE_seqpool")]);
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let ran = run_command(command, b"x\n");
+    assert_eq!((ran.code(), ran.stdout.len()), (2, 0));
+    assert!(ran.stderr.starts_with("seqpool: the pool could not start: "), "{}", ran.stderr);
+    assert!(ran.stderr.contains("fewer workers with -j") && ran.stderr.contains("ulimit -n"), "{}", ran.stderr);
+    assert_eq!(ran.stderr.lines().count(), 1);
 }
 
 #[test]
@@ -722,6 +841,16 @@ fn help_and_version_go_to_standard_output() {
 }
 
 #[test]
+fn help_that_cannot_be_written_is_reported() {
+    let mut command = seqpool(&["run", "--help"]);
+    command.stdout(File::options().write(true).open("/dev/full").unwrap());
+    let mut child = Guard::spawn(command);
+    let stderr = gather(child.0.stderr.take().unwrap());
+    assert_eq!(child.wait(LIMIT).code(), Some(2));
+    assert_eq!(stderr.recv_timeout(LIMIT).unwrap(), b"seqpool: standard output: No space left on device\n");
+}
+
+#[test]
 fn timeouts_are_neither_early_nor_lost() {
     let started = Instant::now();
     let ran = run(&["-j2", "--timeout", "0.3", "fault"], "hang\nok\nhang\nsleep 1ms\n");
@@ -733,6 +862,27 @@ fn timeouts_are_neither_early_nor_lost() {
 #[test]
 fn nice_is_accepted() {
     assert_eq!(results(&["--nice", "5", "echo"], "x\n"), b"x\n");
+}
+
+#[test]
+fn a_nice_value_that_needs_privileges_is_a_usage_error() {
+    // Root may do anything, so as root this is another user, who must be able to reach the program.
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(dir.path(), Permissions::from_mode(0o755)).unwrap();
+    let program = dir.path().join("seqpool");
+    std::fs::copy(env!("CARGO_BIN_EXE_seqpool"), &program).unwrap();
+    let mut command = Command::new("nice");
+    command.args(["-n", "9"]).arg(&program).args(["run", "--nice", "3", "echo"]);
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+    if std::fs::metadata("/proc/self").unwrap().uid() == 0 {
+        command.uid(65534);
+    }
+    let mut child = Guard::spawn(command);
+    let stderr = gather(child.0.stderr.take().unwrap());
+    assert_eq!(child.wait(LIMIT).code(), Some(2));
+    let stderr = String::from_utf8(stderr.recv_timeout(LIMIT).unwrap()).unwrap();
+    let want = "seqpool: --nice 3: Permission denied: less than 9 needs root's privileges: give 9 or more\n";
+    assert_eq!(stderr, want);
 }
 
 #[test]
@@ -781,6 +931,155 @@ fn progress_off_a_terminal_is_plain_lines() {
     for line in ran.stderr.lines() {
         assert!(line.starts_with("seqpool: ") && !line.contains("job "), "{line}");
     }
+}
+
+// ---- on a terminal
+
+/// A terminal with a program of ours in its foreground.
+struct Terminal {
+    child: Guard,
+    ours: File,
+    shown: mpsc::Receiver<Vec<u8>>,
+    text: String,
+}
+
+impl Terminal {
+    /// Starts `command` with this terminal as the standard streams that it names.
+    fn start(mut command: Command, is_stdin: bool, is_stdout: bool) -> Self {
+        let size = libc::winsize { ws_row: 24, ws_col: 80, ws_xpixel: 0, ws_ypixel: 0 };
+        let pair = nix::pty::openpty(Some(&size), None).unwrap();
+        let theirs = || Stdio::from(pair.slave.try_clone().unwrap());
+        command.stderr(theirs());
+        if is_stdin {
+            command.stdin(theirs());
+        }
+        if is_stdout {
+            command.stdout(theirs());
+        }
+        // SAFETY: between fork and exec, system calls on numbers only.
+        unsafe {
+            command.pre_exec(|| {
+                nix::unistd::setsid()?;
+                control_terminal()
+            });
+        }
+        let child = Guard::spawn(command);
+        let ours = File::from(pair.master);
+        let mut reading = ours.try_clone().unwrap();
+        let (send, shown) = mpsc::channel();
+        thread::spawn(move || {
+            let mut buffer = [0; 4096];
+            // An error is the end: nobody holds the other side any more.
+            while let Ok(n @ 1..) = reading.read(&mut buffer) {
+                if send.send(buffer[..n].to_vec()).is_err() {
+                    return;
+                }
+            }
+        });
+        Self { child, ours, shown, text: String::new() }
+    }
+
+    fn keys(&mut self, keys: &str) {
+        self.ours.write_all(keys.as_bytes()).unwrap();
+    }
+
+    /// Reads until the terminal has shown this.
+    fn expect(&mut self, what: &str) {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while !self.text.contains(what) {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let bytes = self.shown.recv_timeout(left).unwrap_or_else(|e| panic!("{what:?}: {e}: {:?}", self.text));
+            self.text.push_str(&String::from_utf8_lossy(&bytes));
+        }
+    }
+
+    /// All that it has shown when nobody holds it any more.
+    fn end(mut self) -> (ExitStatus, String) {
+        let status = self.child.wait(LIMIT);
+        while let Ok(bytes) = self.shown.recv_timeout(Duration::from_secs(5)) {
+            self.text.push_str(&String::from_utf8_lossy(&bytes));
+        }
+        (status, self.text)
+    }
+}
+
+/// Makes standard error this session's terminal.
+fn control_terminal() -> std::io::Result<()> {
+    // SAFETY: TIOCSCTTY takes a number.
+    let result = unsafe { libc::ioctl(2, libc::TIOCSCTTY, 0) };
+    if result == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
+}
+
+#[test]
+fn control_c_typed_in_a_terminal_drains() {
+    let mut terminal = Terminal::start(seqpool(&["run", "-j2", "upper"]), true, true);
+    terminal.keys("abc\n");
+    terminal.expect("ABC\r\n");
+    terminal.keys("\x03");
+    let (status, text) = terminal.end();
+    assert_eq!(status.code(), Some(130), "{text:?}");
+    assert!(
+        text.ends_with("seqpool: SIGINT: no new jobs, 0 to finish; the next one ends them at once\r\n"),
+        "{text:?}"
+    );
+}
+
+#[test]
+fn control_c_typed_twice_in_a_terminal_kills() {
+    let mut terminal = Terminal::start(seqpool(&["run", "-j2", "fault"]), true, true);
+    terminal.keys("ok\nhang\nignore-term\n");
+    terminal.expect("\r\nok\r\n");
+    thread::sleep(Duration::from_millis(150));
+    terminal.keys("\x03");
+    terminal.expect("seqpool: SIGINT: no new jobs, 2 to finish");
+    terminal.keys("\x03");
+    let (status, text) = terminal.end();
+    assert_eq!(status.code(), Some(130), "{text:?}");
+    assert_eq!(text.matches("cancelled: ").count(), 2, "{text:?}");
+}
+
+#[test]
+fn the_end_of_input_typed_in_a_terminal_ends_it() {
+    let mut terminal = Terminal::start(seqpool(&["run", "-j2", "-k", "upper"]), true, true);
+    terminal.keys("abc\n");
+    terminal.expect("ABC\r\n");
+    terminal.keys("d\n\x04");
+    let (status, text) = terminal.end();
+    assert_eq!((status.code(), text.ends_with("D\r\n")), (Some(0), true), "{text:?}");
+}
+
+#[test]
+fn progress_on_a_terminal_moves_and_leaves_one_line() {
+    let mut terminal = Terminal::start(seqpool(&["run", "-j2", "--bar", "fault"]), false, false);
+    let stdout = gather(terminal.child.0.stdout.take().unwrap());
+    let mut stdin = terminal.child.0.stdin.take().unwrap();
+    stdin.write_all("ok\nerror x\nsleep 400ms\n".as_bytes()).unwrap();
+    drop(stdin);
+    let (status, text) = terminal.end();
+    assert_eq!(status.code(), Some(1), "{text:?}");
+    assert!(text.contains("\x1b[2K") && text.contains("seqpool: job 2: failed: x"), "{text:?}");
+    let has_fraction = text.split("/s").any(|before| {
+        let rate = before.rsplit(' ').next().unwrap();
+        rate.contains('.') && rate.bytes().any(|b| b.is_ascii_digit())
+    });
+    assert!(!has_fraction, "whole jobs: {text:?}");
+    // The moving line is gone, and what stays ends with a newline.
+    let last = text.rsplit(['\r', '\n']).find(|line| !line.is_empty()).unwrap().trim_start_matches("\x1b[2K");
+    assert!(last.starts_with("seqpool: 2 done, 1 not, ") && text.ends_with(" s\r\n"), "{text:?}");
+    assert_eq!(stdout.recv_timeout(LIMIT).unwrap(), b"ok\nok\n");
+}
+
+#[test]
+fn progress_and_results_on_one_terminal_do_not_cut_each_other() {
+    let mut terminal = Terminal::start(seqpool(&["run", "-j2", "-k", "--bar", "sleep"]), false, true);
+    let mut stdin = terminal.child.0.stdin.take().unwrap();
+    stdin.write_all(b"1ms\n1200ms\n2ms\n").unwrap();
+    drop(stdin);
+    let (status, text) = terminal.end();
+    assert_eq!(status.code(), Some(0), "{text:?}");
+    let (ours, results): (Vec<&str>, Vec<&str>) = text.lines().partition(|line| line.starts_with("seqpool: "));
+    assert_eq!(results, ["1ms", "1200ms", "2ms"], "{text:?}");
+    assert!(ours.len() >= 2 && !text.contains('\x1b'), "{text:?}");
 }
 
 #[test]

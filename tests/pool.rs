@@ -81,6 +81,7 @@ fn main() {
         workers_have_only_their_descriptors,
         drop_under_load_leaves_nothing => 180,
         drop_in_a_forked_child_leaves_the_pool_alone,
+        drop_beside_a_forked_child_that_keeps_the_pool_ends_it,
         a_pool_may_move_to_another_thread,
         workers_are_replaced_beside_busy_threads => 120,
         what_workers_print_is_whole => 120,
@@ -1128,6 +1129,25 @@ fn drop_in_a_forked_child_leaves_the_pool_alone(kind: TransportKind) {
     }
     assert_eq!(take_all(&mut pool), Outcomes::from([(single, done(b"sleep 100"))]));
     assert_eq!(pool.stats().respawns, 0);
+}
+
+fn drop_beside_a_forked_child_that_keeps_the_pool_ends_it(kind: TransportKind) {
+    let mut pool = builder(kind).spawn().unwrap();
+    assert!(pool.wait_ready(PATIENCE).unwrap());
+    let (nursery, workers) = pool.processes();
+    // SAFETY: this process has one thread, so its child may do anything (signal-safety(7)).
+    let child = match unsafe { nix::unistd::fork() }.unwrap() {
+        nix::unistd::ForkResult::Child => loop {
+            nix::unistd::pause();
+        },
+        nix::unistd::ForkResult::Parent { child } => child,
+    };
+    let start = Instant::now();
+    drop(pool);
+    assert!(start.elapsed() < Duration::from_secs(3), "{:?}", start.elapsed());
+    assert!(nursery.iter().chain(&workers).all(|pid| !support::is_alive(*pid)));
+    kill(child, Signal::SIGKILL).unwrap();
+    nix::sys::wait::waitpid(child, None).unwrap();
 }
 
 fn a_pool_may_move_to_another_thread(kind: TransportKind) {

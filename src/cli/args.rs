@@ -46,6 +46,7 @@ Examples:
     propagate_version = true,
     subcommand_required = true,
     arg_required_else_help = false,
+    args_override_self = true,
     after_help = EXAMPLES
 )]
 pub(crate) struct Cli {
@@ -72,7 +73,7 @@ pub(crate) struct RunArgs {
     pub(crate) handler: String,
 
     /// Worker processes [default: the CPUs that this process may use]
-    #[arg(short, long, value_name = "N")]
+    #[arg(short, long, value_name = "N", value_parser = parse_jobs)]
     pub(crate) jobs: Option<usize>,
 
     /// Write results in the order of the input, not of completion
@@ -103,13 +104,18 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "FILE")]
     pub(crate) stats: Option<PathBuf>,
 
-    /// Show progress on standard error: a moving line on a terminal, else a line a second
+    /// Show progress on standard error: a moving line on a terminal (when results go elsewhere), else a line a second
     #[arg(long)]
     pub(crate) bar: bool,
 }
 
 fn transport_parser() -> impl TypedValueParser<Value = TransportKind> {
     PossibleValuesParser::new(["blocking", "seqpacket"]).try_map(|name| name.parse::<TransportKind>())
+}
+
+/// A number of workers; 0 has a message of its own.
+fn parse_jobs(text: &str) -> Result<usize, String> {
+    text.parse().map_err(|_| "not a whole number such as 4".to_owned())
 }
 
 /// A duration as people write it: `200ms`, `1m 30s`, or seconds as a bare number, `0.2`.

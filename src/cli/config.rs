@@ -6,6 +6,7 @@ use super::input::Input;
 use super::report::{Fatal, StatsFile, plain_error};
 use crate::TransportKind;
 use crate::pool::default_workers;
+use crate::sys;
 use std::fs::File;
 use std::os::fd::AsFd;
 use std::time::Duration;
@@ -42,6 +43,9 @@ impl Config {
         if args.timeout == Some(Duration::ZERO) {
             return Err(Fatal("--timeout 0: no job could finish: give a longer time, or leave it out for none".into()));
         }
+        if let Some(nice) = args.nice {
+            check_nice(nice)?;
+        }
         let terminator = if args.null { 0 } else { b'\n' };
         let input = match &args.arg_file {
             // As in GNU tools; a file of that name is `./-`.
@@ -70,6 +74,23 @@ impl Config {
             show_progress: args.bar,
         })
     }
+}
+
+/// Whether the workers may have this nice value. They would find out only when jobs wait for them already.
+///
+/// To be nicer is always allowed, so the attempt can be taken back.
+fn check_nice(nice: i32) -> Result<(), Fatal> {
+    let Some(own) = own_nice().filter(|own| nice < *own) else { return Ok(()) };
+    sys::set_nice(nice).and_then(|()| sys::set_nice(own)).map_err(|e| {
+        let why = plain_error(&e.into());
+        Fatal(format!("--nice {nice}: {why}: less than {own} needs root's privileges: give {own} or more"))
+    })
+}
+
+/// This process's nice value: field 19 of proc_pid_stat(5), the 17th after the name.
+fn own_nice() -> Option<i32> {
+    let stat = std::fs::read_to_string("/proc/self/stat").ok()?;
+    stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(16)?.parse().ok()
 }
 
 fn open_input(path: &std::path::Path) -> std::io::Result<File> {

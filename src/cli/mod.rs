@@ -15,13 +15,15 @@ mod report;
 mod run;
 
 use clap::Parser;
+use clap::error::{ContextKind, ErrorKind};
+use std::io::Write;
 use std::process::ExitCode;
 
 /// Runs the command with the process's arguments.
 pub fn main() -> ExitCode {
     let code = match args::Cli::try_parse() {
         Ok(args::Cli { command: args::Command::Run(args) }) => run_command(args),
-        Err(error) => usage_error(&error),
+        Err(error) => usage_error(error),
     };
     ExitCode::from(code)
 }
@@ -37,13 +39,22 @@ fn run_command(args: args::RunArgs) -> u8 {
 }
 
 /// Help and version go to standard output as they are; complaints to standard error, as lines of ours.
-fn usage_error(error: &clap::Error) -> u8 {
+fn usage_error(mut error: clap::Error) -> u8 {
     if error.use_stderr() {
+        if error.kind() == ErrorKind::UnknownArgument {
+            // That an unknown option may be passed as a value helps nobody: no handler's name begins with a dash.
+            error.remove(ContextKind::Suggested);
+        }
         let text = error.to_string();
         report::print_lines(text.strip_prefix("error: ").unwrap_or(&text));
         return report::EXIT_USAGE;
     }
-    // Nobody left to read the help: nothing to do about it.
-    let _ = error.print();
-    report::EXIT_DONE
+    match error.print().and_then(|()| std::io::stdout().flush()) {
+        // A reader who has seen enough of the help is no trouble.
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            report::print_lines(&format!("standard output: {}", report::plain_error(&error)));
+            report::EXIT_USAGE
+        }
+        _ => report::EXIT_DONE,
+    }
 }

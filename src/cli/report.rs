@@ -5,7 +5,7 @@
 
 use super::output::Streams;
 use crate::{Outcome, Stats};
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{HumanCount, ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 use serde::Serialize;
 use std::fmt::Write as _;
 use std::fs::{File, OpenOptions};
@@ -111,7 +111,7 @@ pub(crate) struct Report {
 
 enum Progress {
     Off,
-    Bar { bar: ProgressBar, next: Instant },
+    Bar { bar: ProgressBar, started: Instant, next: Instant },
     Plain { started: Instant, next: Instant },
 }
 
@@ -120,8 +120,9 @@ impl Report {
         let now = Instant::now();
         let progress = if !show_progress {
             Progress::Off
-        } else if std::io::stderr().is_terminal() {
-            Progress::Bar { bar: new_bar(), next: now }
+        } else if std::io::stderr().is_terminal() && !std::io::stdout().is_terminal() {
+            // Results on the same terminal would cut a moving line in two.
+            Progress::Bar { bar: new_bar(), started: now, next: now }
         } else {
             Progress::Plain { started: now, next: now + PLAIN_PROGRESS_PERIOD }
         };
@@ -159,7 +160,7 @@ impl Report {
     /// Shows progress when it is time to.
     pub(crate) fn progress(&mut self, streams: &mut Streams, tally: &Tally, now: Instant) {
         match &mut self.progress {
-            Progress::Bar { bar, next } if now >= *next => {
+            Progress::Bar { bar, next, .. } if now >= *next => {
                 *next = now + BAR_PERIOD;
                 show(bar, tally);
             }
@@ -177,11 +178,11 @@ impl Report {
         self.say(streams, format_args!("{} done, {} not, {elapsed_s:.1} s", tally.done, tally.unsuccessful()));
     }
 
-    /// The last state of the progress, which stays.
+    /// The last state of the progress, a line that stays.
     pub(crate) fn finish_progress(&mut self, streams: &mut Streams, tally: &Tally) {
-        if let Progress::Bar { bar, .. } = &self.progress {
-            show(bar, tally);
-            bar.abandon();
+        if let Progress::Bar { bar, started, .. } = &self.progress {
+            bar.finish_and_clear();
+            self.progress = Progress::Plain { started: *started, next: *started };
         }
         self.plain_progress(streams, tally, Instant::now());
         self.progress = Progress::Off;
@@ -192,9 +193,13 @@ impl Report {
 fn new_bar() -> ProgressBar {
     let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
     if let Ok(style) =
-        ProgressStyle::with_template("seqpool: {spinner} {human_pos} jobs  {per_sec}  {elapsed_precise}{msg}")
+        ProgressStyle::with_template("seqpool: {spinner} {human_pos} jobs  {rate}/s  {elapsed_precise}{msg}")
     {
-        bar.set_style(style);
+        let rate = |state: &ProgressState, text: &mut dyn std::fmt::Write| {
+            // Nobody reads ten thousandths of a job.
+            let _ = write!(text, "{}", HumanCount(state.per_sec().round() as u64));
+        };
+        bar.set_style(style.with_key("rate", rate));
     }
     bar
 }

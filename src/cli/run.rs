@@ -23,6 +23,7 @@ use std::time::{Duration, Instant};
 const SIGINT: i32 = 2;
 const SIGPIPE: i32 = 13;
 const SIGTERM: i32 = 15;
+const EMFILE: i32 = 24;
 
 /// How often a busy loop looks for signals.
 const SIGNAL_PERIOD: Duration = Duration::from_millis(5);
@@ -55,7 +56,7 @@ pub(crate) fn run(config: Config) -> Result<u8, Fatal> {
         builder = builder.nice(nice);
     }
     builder = builder.job_size_max(crate::limits::JOB_SIZE_MAX);
-    let pool = handlers::register(builder).spawn().map_err(|e| Fatal(format!("the pool could not start: {e}")))?;
+    let pool = handlers::register(builder).spawn().map_err(|e| no_pool(&e))?;
     let Some(handler) = pool.handler_id(&config.handler) else {
         return Err(Fatal(format!("the pool does not know its handler '{}'", config.handler)));
     };
@@ -376,6 +377,17 @@ impl Run {
             None => EXIT_DONE,
         })
     }
+}
+
+/// Why there is no pool, and what to do about the one cause that many workers meet.
+fn no_pool(error: &crate::Error) -> Fatal {
+    let hint = match error.kind() {
+        crate::ErrorKind::Os { source, .. } if source.errno == EMFILE => {
+            ": give fewer workers with -j, or allow more open files with `ulimit -n`"
+        }
+        _ => "",
+    };
+    Fatal(format!("the pool could not start: {error}{hint}"))
 }
 
 fn fatal(error: OsError) -> Fatal {

@@ -290,11 +290,14 @@ impl<S: Sys> Engine<S> {
         s.lifeline = None;
         s.assembly = None;
         let sent = s.sent_seq.wrapping_sub(s.due_seq);
-        let word = s.memory.control().claim.load();
+        // Taken back rather than looked at: when nobody reported this end, the worker may still be about to claim.
+        let word = s.memory.control().claim.reclaim();
+        let epoch = s.epoch;
+        s.epoch = epoch.wrapping_add(1);
         let started = match s.doom {
             Some(Doom::Hostile) => sent,
             // An honest worker publishes a result before its next claim: after salvage one job at most is open.
-            _ => match claim::started(word, s.epoch, s.due_seq, s.sent_seq) {
+            _ => match claim::started(word, epoch, s.due_seq, s.sent_seq) {
                 Ok(n) if n <= 1 => n,
                 _ => sent,
             },

@@ -218,6 +218,11 @@ pub trait Sys: Clone + Send + 'static {
         socket::set_timeouts(fd, timeout_ns)
     }
 
+    /// Ends both directions of a socket, whoever else holds copies of it: its peer finds end of file.
+    fn shutdown(&self, fd: BorrowedFd<'_>) -> OsResult<()> {
+        socket::shutdown(fd)
+    }
+
     /// Sends the parts as one packet. The parts must not all be empty.
     fn send(&self, fd: BorrowedFd<'_>, parts: &[IoSlice<'_>], wait: Wait) -> OsResult<Sent> {
         socket::send(fd, parts, wait)

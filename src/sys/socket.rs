@@ -50,6 +50,13 @@ pub(super) fn set_timeouts(fd: BorrowedFd<'_>, timeout_ns: u64) -> OsResult<()> 
     ns::setsockopt(&fd, ns::sockopt::SendTimeout, &value).map_err(|e| OsError::from_nix("setsockopt", e))
 }
 
+pub(super) fn shutdown(fd: BorrowedFd<'_>) -> OsResult<()> {
+    match ns::shutdown(fd.as_raw_fd(), ns::Shutdown::Both) {
+        Err(nix::errno::Errno::ENOTCONN) | Ok(()) => Ok(()),
+        Err(e) => Err(OsError::from_nix("shutdown", e)),
+    }
+}
+
 fn empty_header() -> libc::msghdr {
     // SAFETY: msghdr is plain data, for which all-zero is a valid value (no name, no parts, no control block).
     unsafe { std::mem::zeroed() }
