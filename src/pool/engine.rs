@@ -635,6 +635,9 @@ impl<S: Sys> Engine<S> {
         if self.reactor.is_exposed() && !self.told {
             // An error here comes back from the next call that can return it.
             let _ = self.settle();
+            // A timer that is due has told it as well. Set anew with each job, it would cost a system call each.
+            let due = self.reactor.next_deadline();
+            self.told |= due.is_some_and(|due| due <= self.reactor.now_ns());
         }
     }
 
