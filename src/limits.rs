@@ -37,8 +37,8 @@ pub const CONTROL_SIZE: usize = 4 << 10;
 pub const WINDOW_JOBS_MAX: usize = 8 << 10;
 /// Work that one slot is given ahead. Units: nanoseconds.
 pub const WINDOW_NS: u64 = 200_000;
-/// Jobs that one slot is given before anything is known of their service time.
-pub const WINDOW_JOBS_UNKNOWN: usize = 2;
+/// Jobs that one slot is given whatever their service time: the one that runs, and one more, which can be taken back.
+pub const WINDOW_JOBS_MIN: usize = 2;
 /// Unstarted work below this is not worth taking back from a slot. Units: nanoseconds.
 pub const STEAL_NS: u64 = 20_000;
 /// Send buffer asked for; the kernel may give less.
@@ -122,7 +122,7 @@ const _: () = {
     );
     assert!(HEADER_BLOCK_SIZE_MAX <= u16::MAX as usize);
     assert!(MESSAGE_SIZE_MAX + FRAME_HEADER_SIZE <= PACKET_SIZE_MIN, "a refusal always fits");
-    assert!(WINDOW_JOBS_UNKNOWN >= 2, "always one more than is running");
+    assert!(WINDOW_JOBS_MIN >= 2, "always one more than is running");
 };
 
 // ---- reactor (floor 2) ----------------------------------------------------------------------------------------------

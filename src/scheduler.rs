@@ -8,7 +8,7 @@
 //! The pool calls [`Scheduler::place`] for each job, tells what it [`added`](Scheduler::added) and what was
 //! [`removed`](Scheduler::removed), and asks for a [`victim`](Scheduler::victim) when a worker idles.
 
-use crate::limits::{STEAL_NS, WINDOW_JOBS_MAX, WINDOW_NS};
+use crate::limits::{STEAL_NS, WINDOW_JOBS_MAX, WINDOW_JOBS_MIN, WINDOW_NS};
 
 /// Weight of a new run time in the estimate: one in 2^this.
 const LEARN_SHIFT: u32 = 3;
@@ -141,7 +141,7 @@ impl Scheduler {
         let load = &self.slots[slot];
         load.open
             && load.jobs < self.window_jobs_max
-            && (load.jobs < 2 || load.work_ns + u64::from(estimate_ns) <= WINDOW_NS)
+            && (load.jobs < WINDOW_JOBS_MIN || load.work_ns + u64::from(estimate_ns) <= WINDOW_NS)
     }
 
     /// The slot for a job of this estimate: an idle one, else the one that is being filled, else the next with room.
