@@ -9,25 +9,14 @@ use nix::unistd::Pid;
 use seqpool::limits::{FRAME_HEADER_SIZE, HEADER_BLOCK_SIZE_MAX, JOB_SIZE_MAX, PACKET_SIZE_MAX, RING_SIZE};
 use seqpool::{Builder, Crash, CrashCause, Job, Outcome, Pool, Reason, TransportKind, TrySubmitError};
 use std::time::{Duration, Instant};
-use support::Case;
 
 mod support;
 
 /// How long anything may take that takes no time on a machine with nothing else to do.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-macro_rules! on_each_transport {
-    ($($name:ident $(=> $limit_s:expr)?),* $(,)?) => {
-        [$(
-            Case::new(concat!(stringify!($name), "_blocking"), || $name(TransportKind::Blocking))$(.limit_s($limit_s))?,
-            Case::new(concat!(stringify!($name), "_seqpacket"), || $name(TransportKind::Seqpacket))$(.limit_s($limit_s))?,
-        )*]
-    };
-}
-
 fn main() {
-    assert_eq!(TransportKind::ALL.len(), 2, "a new transport joins `on_each_transport`");
-    support::main(&on_each_transport![
+    support::main(&support::cases_on_each_transport![
         every_job_has_exactly_one_outcome,
         order_is_kept,
         jobs_are_packed,

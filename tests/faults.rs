@@ -22,7 +22,7 @@ use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::SeqCst};
 use std::time::{Duration, Instant};
-use support::wait_until;
+use support::{Random, wait_until};
 
 mod support;
 
@@ -110,37 +110,12 @@ fn now_us() -> u32 {
 
 fn words() -> &'static [AtomicU32] {
     static MEMORY: OnceLock<&'static [AtomicU32]> = OnceLock::new();
-    MEMORY.get_or_init(|| {
-        let size = WORDS * size_of::<AtomicU32>();
-        let (prot, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED | libc::MAP_ANONYMOUS);
-        // SAFETY: a new mapping at an address of the kernel's choice.
-        let base = unsafe { libc::mmap(std::ptr::null_mut(), size, prot, flags, -1, 0) };
-        assert_ne!(base, libc::MAP_FAILED);
-        // SAFETY: the mapping is zeroed, aligned to a page, never unmapped, and accessed as atomics only.
-        unsafe { std::slice::from_raw_parts(base.cast(), WORDS) }
-    })
+    MEMORY.get_or_init(|| support::shared_words(WORDS))
 }
 
 fn starts(tag: u64) -> u32 {
     assert!((tag as usize) < STARTED_AT);
     words()[tag as usize].load(SeqCst)
-}
-
-/// SplitMix64.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, n: u64) -> u64 {
-        self.next() % n
-    }
 }
 
 // ---- the handler

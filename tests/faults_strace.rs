@@ -25,17 +25,8 @@ fn main() {
 
 /// How often each job has started, in memory that host and workers share.
 fn starts() -> &'static [AtomicU32] {
-    const WORDS: usize = 1 << 15;
     static MEMORY: OnceLock<&'static [AtomicU32]> = OnceLock::new();
-    MEMORY.get_or_init(|| {
-        let size = WORDS * size_of::<AtomicU32>();
-        let (prot, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED | libc::MAP_ANONYMOUS);
-        // SAFETY: a new mapping at an address of the kernel's choice.
-        let base = unsafe { libc::mmap(std::ptr::null_mut(), size, prot, flags, -1, 0) };
-        assert_ne!(base, libc::MAP_FAILED);
-        // SAFETY: the mapping is zeroed, aligned to a page, never unmapped, and accessed as atomics only.
-        unsafe { std::slice::from_raw_parts(base.cast(), WORDS) }
-    })
+    MEMORY.get_or_init(|| support::shared_words(1 << 15))
 }
 
 struct Run {

@@ -11,6 +11,7 @@ use seqpool::{Crash, CrashCause, Job, Outcome, Pool, Reason, Stats, TransportKin
 use std::ops::Range;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::time::{Duration, Instant};
+use support::Random;
 
 mod support;
 
@@ -87,23 +88,6 @@ impl Deed {
     }
 }
 
-/// SplitMix64.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, limit: usize) -> usize {
-        (self.next() % limit as u64) as usize
-    }
-}
-
 const HANG_LIMIT: Duration = Duration::from_millis(60);
 /// No run takes nearly as long.
 const RUN_LIMIT: Duration = Duration::from_secs(20);
@@ -129,7 +113,7 @@ struct Plan {
 const PLAN: Plan = Plan { jobs: 300, workers: 3, deaths: 60, hangs: 150, large: 40, swells: 40, cancels: 0 };
 
 fn deed(plan: &Plan, random: &mut Random) -> Deed {
-    let mut one_in = |n: usize| n != 0 && random.below(n) == 0;
+    let mut one_in = |n: usize| n != 0 && random.below_usize(n) == 0;
     if one_in(plan.deaths) {
         Deed::Die
     } else if one_in(plan.hangs) {
@@ -226,7 +210,8 @@ fn run(seed: u64, fault: Fault, transport: TransportKind, plan: Plan) -> Report 
     };
     for index in 0..plan.jobs {
         let deed = deed(&plan, &mut random);
-        let size = if plan.large != 0 && random.below(plan.large) == 0 { LARGE_SIZE } else { random.below(600) };
+        let size =
+            if plan.large != 0 && random.below_usize(plan.large) == 0 { LARGE_SIZE } else { random.below_usize(600) };
         let mut body = (index as u32).to_le_bytes().to_vec();
         body.push(deed as u8);
         body.extend((0..size).map(|i| (i * 13 + index) as u8));
@@ -237,11 +222,11 @@ fn run(seed: u64, fault: Fault, transport: TransportKind, plan: Plan) -> Report 
         tickets.push(pool.submit(job).unwrap_or_else(|error| panic!("submit: {error}")));
         deeds.push(deed);
         bodies.push(body);
-        if random.below(8) == 0 {
-            step(&mut pool, Duration::from_micros(random.below(300) as u64));
+        if random.below_usize(8) == 0 {
+            step(&mut pool, Duration::from_micros(random.below_usize(300) as u64));
         }
-        if plan.cancels != 0 && random.below(plan.cancels) == 0 {
-            let which = random.below(index + 1);
+        if plan.cancels != 0 && random.below_usize(plan.cancels) == 0 {
+            let which = random.below_usize(index + 1);
             cancelled[which] |= pool.cancel(tickets[which]);
         }
     }

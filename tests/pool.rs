@@ -16,7 +16,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
-use support::Case;
+use support::Random;
 
 mod support;
 
@@ -24,17 +24,7 @@ mod support;
 const PATIENCE: Duration = Duration::from_secs(20);
 const MS: Duration = Duration::from_millis(1);
 
-macro_rules! on_each_transport {
-    ($($name:ident $(=> $limit_s:expr)?),* $(,)?) => {
-        [$(
-            Case::new(concat!(stringify!($name), "_blocking"), || $name(TransportKind::Blocking))$(.limit_s($limit_s))?,
-            Case::new(concat!(stringify!($name), "_seqpacket"), || $name(TransportKind::Seqpacket))$(.limit_s($limit_s))?,
-        )*]
-    };
-}
-
 fn main() {
-    assert_eq!(TransportKind::ALL.len(), 2, "a new transport joins `on_each_transport`");
     let arguments: Vec<String> = std::env::args().collect();
     if let [_, flag, program, transport] = arguments.as_slice()
         && flag == "--program"
@@ -47,7 +37,7 @@ fn main() {
             other => panic!("no program {other}"),
         }
     }
-    let each = on_each_transport![
+    let each = support::cases_on_each_transport![
         handlers_are_called_by_name_and_by_id,
         headers_arrive_as_they_were_given,
         headers_that_cannot_be_read_back_are_rejected,
@@ -235,24 +225,6 @@ fn quietly<R>(f: impl FnOnce() -> R) -> std::thread::Result<R> {
     let result = catch_unwind(AssertUnwindSafe(f));
     std::panic::set_hook(hook);
     result
-}
-
-/// xorshift64*: seeded, so that a failure can be run again.
-struct Random(u64);
-
-impl Random {
-    fn from_seed() -> Self {
-        let seed = std::env::var("SEQPOOL_SEED").ok().map_or(0x5eed, |s| s.parse().expect("a number"));
-        println!("SEQPOOL_SEED={seed}");
-        Self(seed.max(1))
-    }
-
-    fn below(&mut self, n: u64) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 32) % n
-    }
 }
 
 // ---- handlers, headers, tags ----
@@ -915,7 +887,7 @@ fn waiting_for_a_worker_does_not_count(kind: TransportKind) {
 }
 
 fn jobs_that_end_at_their_deadline_have_one_outcome(kind: TransportKind) {
-    let mut random = Random::from_seed();
+    let mut random = Random::from_environment();
     let mut pool = builder(kind).workers(4).timeout(10 * MS).spawn().unwrap();
     let inputs: Vec<_> = (0..400).map(|_| format!("sleep {}", 9 + random.below(4))).collect();
     let mut seen = vec![0; inputs.len()];
@@ -1087,7 +1059,7 @@ fn workers_have_only_their_descriptors(kind: TransportKind) {
 // ---- the end ----
 
 fn drop_under_load_leaves_nothing(kind: TransportKind) {
-    let mut random = Random::from_seed();
+    let mut random = Random::from_environment();
     for round in 0..25 {
         let mut pool = builder(kind).workers(3).spawn().unwrap();
         let jobs = ["hang", "ok", "signal 9", "sleep 3", "panic x", "error x", "exit 1"];
@@ -1521,7 +1493,7 @@ fn check_life(events: &[Event]) {
 fn steps_of_jobs_that_move_come_in_order(kind: TransportKind) {
     let (builder, lives) = recorded(builder(kind).workers(3).timeout(150 * MS));
     let mut pool = builder.spawn().unwrap();
-    let mut random = Random::from_seed();
+    let mut random = Random::from_environment();
     let mut tickets = Vec::new();
     for i in 0..1500u64 {
         let job = match random.below(60) {
@@ -1563,7 +1535,7 @@ fn steps_of_jobs_that_move_come_in_order(kind: TransportKind) {
 #[track_caller]
 fn drive(kind: TransportKind, rounds: u32, mut ready: impl FnMut(&Pool) -> bool) {
     let mut pool = builder(kind).spawn().unwrap();
-    let mut random = Random::from_seed();
+    let mut random = Random::from_environment();
     assert!(pool.wait_ready(PATIENCE).unwrap());
     let mut slow = 0;
     for round in 0..rounds {
@@ -1728,7 +1700,7 @@ fn an_idle_pool_sleeps(kind: TransportKind) {
 // ---- everything at once ----
 
 fn ten_thousand_jobs_with_faults(kind: TransportKind) {
-    let mut random = Random::from_seed();
+    let mut random = Random::from_environment();
     let mut pool = builder(kind).workers(4).timeout(400 * MS).spawn().unwrap();
     let jobs: Vec<String> = (0..10_000)
         .map(|i| match random.below(1000) {

@@ -27,9 +27,11 @@
 
 mod process;
 mod program;
+mod shared;
 
 pub use process::*;
 pub use program::*;
+pub use shared::*;
 
 use nix::sys::signal::{SigSet, SigmaskHow, Signal};
 use nix::sys::wait::{WaitPidFlag, WaitStatus};
@@ -81,6 +83,21 @@ macro_rules! cases {
     };
 }
 pub(crate) use cases;
+
+/// As [`cases`], each function on every transport: `name_blocking`, `name_seqpacket`.
+macro_rules! cases_on_each_transport {
+    ($($name:ident $(=> $limit_s:expr)?),* $(,)?) => {{
+        use seqpool::TransportKind;
+        assert_eq!(TransportKind::ALL.len(), 2, "a new transport joins `cases_on_each_transport`");
+        [$(
+            $crate::support::Case::new(concat!(stringify!($name), "_blocking"), || $name(TransportKind::Blocking))
+                $(.limit_s($limit_s))?,
+            $crate::support::Case::new(concat!(stringify!($name), "_seqpacket"), || $name(TransportKind::Seqpacket))
+                $(.limit_s($limit_s))?,
+        )*]
+    }};
+}
+pub(crate) use cases_on_each_transport;
 
 /// Runs the cases that the command line selects, prints what Rust's harness would, and exits.
 pub fn main(cases: &[Case]) -> ! {
