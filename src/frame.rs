@@ -129,14 +129,16 @@ impl Header {
     /// The header as bytes.
     #[inline]
     pub fn encode(&self) -> [u8; FRAME_HEADER_SIZE] {
+        // Three whole words, put together in registers: byte by byte, each field would wait for the store before it.
+        let first = u64::from(self.payload_size)
+            | u64::from(self.header_block_size) << 32
+            | (self.kind as u64) << 48
+            | u64::from(self.flags) << 56;
+        let last = u64::from(self.code) | u64::from(self.extra) << 32;
         let mut out = [0; FRAME_HEADER_SIZE];
-        out[0..4].copy_from_slice(&self.payload_size.to_le_bytes());
-        out[4..6].copy_from_slice(&self.header_block_size.to_le_bytes());
-        out[6] = self.kind as u8;
-        out[7] = self.flags;
+        out[0..8].copy_from_slice(&first.to_le_bytes());
         out[8..16].copy_from_slice(&self.id.to_le_bytes());
-        out[16..20].copy_from_slice(&self.code.to_le_bytes());
-        out[20..24].copy_from_slice(&self.extra.to_le_bytes());
+        out[16..24].copy_from_slice(&last.to_le_bytes());
         out
     }
 
@@ -146,30 +148,26 @@ impl Header {
     /// [`FrameError`] says what is wrong.
     #[inline]
     pub fn decode(bytes: &[u8; FRAME_HEADER_SIZE]) -> Result<Self, FrameError> {
-        let [p0, p1, p2, p3, h0, h1, kind, flags, i0, i1, i2, i3, i4, i5, i6, i7, c0, c1, c2, c3, e0, e1, e2, e3] =
-            *bytes;
-        let kind = match kind {
+        let [a0, a1, a2, a3, a4, a5, a6, a7, i0, i1, i2, i3, i4, i5, i6, i7, c0, c1, c2, c3, c4, c5, c6, c7] = *bytes;
+        let first = u64::from_le_bytes([a0, a1, a2, a3, a4, a5, a6, a7]);
+        let id = u64::from_le_bytes([i0, i1, i2, i3, i4, i5, i6, i7]);
+        let last = u64::from_le_bytes([c0, c1, c2, c3, c4, c5, c6, c7]);
+        let kind = match (first >> 48) as u8 {
             1 => Kind::Job,
             2 => Kind::Result,
             3 => Kind::Hello,
             other => return Err(FrameError::UnknownKind(other)),
         };
+        let flags = (first >> 56) as u8;
         if flags & !FLAGS_KNOWN != 0 {
             return Err(FrameError::UnknownFlags(flags));
         }
-        let header = Self {
-            payload_size: u32::from_le_bytes([p0, p1, p2, p3]),
-            header_block_size: u16::from_le_bytes([h0, h1]),
-            kind,
-            flags,
-            id: u64::from_le_bytes([i0, i1, i2, i3, i4, i5, i6, i7]),
-            code: u32::from_le_bytes([c0, c1, c2, c3]),
-            extra: u32::from_le_bytes([e0, e1, e2, e3]),
-        };
-        if u32::from(header.header_block_size) > header.payload_size {
+        let (payload_size, header_block_size) = (first as u32, (first >> 32) as u16);
+        if u32::from(header_block_size) > payload_size {
             return Err(FrameError::BadHeaderBlock);
         }
-        Ok(header)
+        let (code, extra) = (last as u32, (last >> 32) as u32);
+        Ok(Self { payload_size, header_block_size, kind, flags, id, code, extra })
     }
 }
 
@@ -183,7 +181,8 @@ pub const fn frame_size(payload_size: usize) -> usize {
 ///
 /// # Panics
 /// When `out` has another size.
-#[inline]
+// Always: its header is then put together from what the caller has in registers.
+#[inline(always)]
 pub fn encode(out: &mut [u8], mut header: Header, header_block: &[u8], body: &[u8]) {
     let payload_size = header_block.len() + body.len();
     assert_eq!(out.len(), frame_size(payload_size), "room for exactly this frame");
@@ -196,7 +195,9 @@ pub fn encode(out: &mut [u8], mut header: Header, header_block: &[u8], body: &[u
     }
     let (body_room, padding) = rest[header_block.len()..].split_at_mut(body.len());
     body_room.copy_from_slice(body);
-    padding.fill(0);
+    if !padding.is_empty() {
+        padding.fill(0);
+    }
 }
 
 /// Writes another id into an encoded frame.

@@ -34,7 +34,7 @@ pub const RING_SIZE: usize = 1 << 20;
 /// Bytes of a slot's control page.
 pub const CONTROL_SIZE: usize = 4 << 10;
 /// Jobs that one slot holds at most, sent or waiting to be sent.
-pub const WINDOW_JOBS_MAX: usize = 8 << 10;
+pub const WINDOW_JOBS_MAX: usize = 4 << 10;
 /// Work that one slot is given ahead. Units: nanoseconds.
 pub const WINDOW_NS: u64 = 200_000;
 /// Jobs that one slot is given whatever their service time: the one that runs, and one more, which can be taken back.
@@ -77,6 +77,9 @@ pub const CHARGES_MAX: u8 = 3;
 pub const SLEEP_MAX: Duration = Duration::from_millis(100);
 /// Results wait for company at most this long, plus the job in hand. Units: nanoseconds.
 pub const RESULT_DELAY_NS: u64 = 50_000;
+/// Jobs that run for less have Rust's standard output flushed with their pack of results, not by themselves: that lock
+/// would cost more than the job. Units: nanoseconds.
+pub const PRINTING_NS_MIN: u64 = 1_000;
 /// Deadlines are sampled at least this far apart.
 pub const SAMPLE_MIN: Duration = Duration::from_micros(2500);
 /// A worker that has unstarted jobs and starts none for this long is killed, unless the pool is told otherwise.

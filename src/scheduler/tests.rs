@@ -531,7 +531,7 @@ fn tiny_jobs_are_packed_and_long_ones_go_nearly_one_at_a_time() {
         policy.check();
         policy.slots.iter().map(VecDeque::len).collect::<Vec<_>>()
     };
-    assert_eq!(ahead(20), [8192; 2]);
+    assert_eq!(ahead(20), [WINDOW_JOBS_MAX; 2]);
     assert_eq!(ahead(100), [2000; 2]);
     assert_eq!(ahead(100_000), [2; 2]);
     assert_eq!(ahead(u32::MAX), [2; 2]);

@@ -29,6 +29,7 @@ mod signal;
 mod socket;
 mod stdio;
 
+pub use clock::TickClock;
 pub use epoll::{EventBuffer, Interest, PollFd, Readiness};
 pub use fault::{Fault, Faulty};
 pub use fork::{Forked, Pid, thread_count};

@@ -36,10 +36,15 @@ pub(crate) fn guard_exit() {
     unsafe { on_exit(leave_at_once, std::ptr::null_mut()) };
 }
 
-/// As [`flush_stdio`], cheap when there is nothing to write: it runs after every job.
-#[inline]
-pub(crate) fn flush_stdio_if_any() {
+/// Writes out what Rust's standard output still holds: the beginning of a line, since whole lines are never held back.
+pub(crate) fn flush_rust_stdout() {
+    // As in `flush_stdio`.
     let _ = std::io::stdout().flush();
+}
+
+/// As [`flush_c_stdio`], cheap when there is nothing to write: it runs after every job.
+#[inline]
+pub(crate) fn flush_c_stdio_if_any() {
     // SAFETY: `stdout` is a C global that is set before main and that we only read.
     let stream = unsafe { stdout };
     // SAFETY: `stream` is the C library's own open stream.

@@ -12,10 +12,10 @@ mod reply;
 
 use crate::claim::{Claim, FrameId};
 use crate::frame::{FLAG_FRAGMENT, FLAG_TIMED, Frame, Frames, Headers, Kind, Status};
-use crate::limits::{PACKET_SIZE_MAX, RESULT_DELAY_NS, SEND_BUFFER_SIZE};
+use crate::limits::{PACKET_SIZE_MAX, PRINTING_NS_MIN, RESULT_DELAY_NS, SEND_BUFFER_SIZE};
 use crate::slot::{Phase, SlotMemory};
 use crate::spin::Spin;
-use crate::sys::{self, OsResult, Received, Sys, Wait};
+use crate::sys::{self, OsResult, Received, Sys, TickClock, Wait};
 use out::Out;
 pub use reply::Reply;
 use std::io::IoSliceMut;
@@ -88,6 +88,9 @@ pub(crate) struct Worker<'h, S: Sys> {
     assembly: Option<Assembly>,
     /// When the job in hand started. Units: nanoseconds of the monotonic clock.
     now_ns: u64,
+    clock: TickClock,
+    /// The last packet was there without any waiting: the next one may be too.
+    more_at_hand: bool,
 }
 
 /// A large job on its way in.
@@ -112,7 +115,10 @@ pub(crate) fn run<S: Sys>(
     std::panic::set_hook(Box::new(|_| {}));
     sys::guard_exit();
     let out = Out::new(sys.clone(), memory);
-    let mut worker = Worker { sys, socket, _lifeline: lifeline, out, handlers, assembly: None, now_ns: 0 };
+    let now_ns = sys.now_ns();
+    let clock = TickClock::new(now_ns);
+    let mut worker =
+        Worker { sys, socket, _lifeline: lifeline, out, handlers, assembly: None, now_ns, clock, more_at_hand: false };
     let code = match catch_unwind(AssertUnwindSafe(|| worker.start_and_serve())) {
         Ok(Ok(Left::HostClosed)) => 0,
         Ok(Ok(Left::Protocol)) => EXIT_PROTOCOL,
@@ -162,6 +168,7 @@ impl<S: Sys> Worker<'_, S> {
                 Received::Truncated => return Ok(Left::Protocol),
             };
             self.now_ns = self.sys.now_ns();
+            self.clock.set(self.now_ns);
             for frame in Frames::new(&packet[..size]) {
                 let Ok(frame) = frame else { return Ok(Left::Protocol) };
                 if let Some(left) = self.take(frame)? {
@@ -173,18 +180,26 @@ impl<S: Sys> Worker<'_, S> {
 
     /// The next packet. Results leave before this process waits.
     fn receive(&mut self, packet: &mut [u8], spin: &mut Spin) -> OsResult<Received> {
-        let Self { sys, socket, out, .. } = self;
+        let Self { sys, socket, out, more_at_hand, .. } = self;
         let mut look = |wait| match sys.recv(socket.as_fd(), &mut [IoSliceMut::new(packet)], wait) {
             Ok(Received::WouldBlock) => None,
             other => Some(other),
         };
         if !out.is_empty() {
-            if let Some(found) = look(Wait::Never) {
+            // Results wait for the next job only where the last one was there already: one at a time, a look first would
+            // be one call too many.
+            if *more_at_hand && let Some(found) = look(Wait::Never) {
                 return found;
             }
             out.flush(socket.as_fd())?;
         }
-        if let Some(found) = spin.spin(sys, u64::MAX, || look(Wait::Never)) {
+        let mut looks = 0;
+        let found = spin.spin(sys, u64::MAX, || {
+            looks += 1;
+            look(Wait::Never)
+        });
+        *more_at_hand = looks == 1 && found.is_some();
+        if let Some(found) = found {
             return found;
         }
         look(Wait::UntilReady).unwrap_or(Ok(Received::WouldBlock))
@@ -244,6 +259,13 @@ impl<S: Sys> Worker<'_, S> {
         self.claim_and_run(JobFrame { id: a.id, code: a.code, flags: a.flags, headers, body: &a.body })
     }
 
+    /// The time now, as the end of the job in hand. Its own clock reading where the host compares it with its own.
+    #[inline]
+    fn end_of_job(&self, timed: bool) -> u64 {
+        let by_ticks = if timed { None } else { self.clock.now_ns() };
+        by_ticks.unwrap_or_else(|| self.sys.now_ns())
+    }
+
     #[inline]
     fn claim_and_run(&mut self, job: JobFrame<'_>) -> OsResult<Option<Left>> {
         if self.out.is_stale(self.now_ns, RESULT_DELAY_NS) {
@@ -263,10 +285,13 @@ impl<S: Sys> Worker<'_, S> {
         let mut reply = self.out.begin(timed);
         let result = catch_unwind(AssertUnwindSafe(|| handler(&request, &mut reply)));
         let spilled = reply.finish();
-        // The job's own output is written before its result can be: no line is lost when the next job crashes.
-        sys::flush_stdio_if_any();
-        let end_ns = self.sys.now_ns();
+        let end_ns = self.end_of_job(timed);
         let run_ns = end_ns.saturating_sub(self.now_ns);
+        // The job's own output is written before its result can be: no line is lost when the next job crashes.
+        sys::flush_c_stdio_if_any();
+        if run_ns >= PRINTING_NS_MIN {
+            sys::flush_rust_stdout();
+        }
         let times = (self.now_ns, end_ns);
         self.now_ns = end_ns;
         let extra = u32::try_from(run_ns).unwrap_or(u32::MAX);

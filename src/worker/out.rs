@@ -9,7 +9,7 @@ use crate::limits::{
     FRAGMENT_PREFIX_SIZE, FRAME_ALIGN, FRAME_HEADER_SIZE, MESSAGE_SIZE_MAX, PACK_SIZE_MAX, PACKET_SIZE_MAX,
 };
 use crate::slot::{Control, Phase, SlotMemory};
-use crate::sys::{OsError, OsResult, Sent, Sys, Wait};
+use crate::sys::{self, OsError, OsResult, Sent, Sys, Wait};
 use std::io::IoSlice;
 use std::os::fd::BorrowedFd;
 
@@ -104,7 +104,10 @@ impl<S: Sys> Out<S> {
                     room[FRAME_HEADER_SIZE..][..8].copy_from_slice(&start.to_le_bytes());
                     room[FRAME_HEADER_SIZE + 8..][..8].copy_from_slice(&end.to_le_bytes());
                 }
-                room[FRAME_HEADER_SIZE + payload_size..].fill(0);
+                let padding = &mut room[FRAME_HEADER_SIZE + payload_size..];
+                if !padding.is_empty() {
+                    padding.fill(0);
+                }
                 self.publish(size, now_ns);
                 // A pack that has grown beyond one packet by this frame leaves in two.
                 if self.unsent() > PACK_SIZE_MAX {
@@ -205,8 +208,12 @@ impl<S: Sys> Out<S> {
         self.memory.control().out_tail.publish(self.published);
     }
 
-    /// Sends what is unsent, in packets of whole frames; waits until the host has taken it.
+    /// Sends what is unsent, in packets of whole frames; waits until the host has taken it. What its jobs have printed
+    /// leaves first.
     pub(super) fn flush(&mut self, socket: BorrowedFd<'_>) -> OsResult<()> {
+        if !self.is_empty() {
+            sys::flush_rust_stdout();
+        }
         while !self.is_empty() {
             let size = self.next_packet_size();
             let bytes = self.memory.out_ring().slice(self.sent, size);
