@@ -144,9 +144,14 @@ impl Scheduler {
             && (load.jobs < WINDOW_JOBS_MIN || load.work_ns + u64::from(estimate_ns) <= WINDOW_NS)
     }
 
+    /// What [`Scheduler::place`] would find first when no slot idles: the slot that is being filled.
+    #[inline]
+    pub(crate) fn at_hand(&self, estimate_ns: u32) -> Option<usize> {
+        (self.idle.is_empty() && self.has_room(self.cursor, estimate_ns)).then_some(self.cursor)
+    }
+
     /// The slot for a job of this estimate: an idle one, else the one that is being filled, else the next with room.
     /// `fits` tells whether the job's bytes fit a slot that is not idle.
-    #[inline]
     pub(crate) fn place(&mut self, estimate_ns: u32, fits: impl Fn(usize) -> bool) -> Option<usize> {
         if let Some(slot) = self.idle_slot() {
             return Some(slot);

@@ -4,6 +4,7 @@
 //! `receive` reads results, `supervise` deals with workers' lives and deadlines. One turn: resume, fill, send, wait, read,
 //! timers, fill, send.
 
+use super::Submitter;
 use super::hook::{Event, Hook, Step};
 use super::job::{Completion, Finished, HandlerRef, Job};
 use super::journal::{Journal, State};
@@ -23,7 +24,30 @@ use crate::transport::Transport;
 use std::collections::VecDeque;
 
 /// Who takes completions: gets the engine back, to submit more.
-pub(super) type Sink<'s, S> = &'s mut dyn FnMut(&mut Engine<S>, Completion<'_>);
+pub(super) trait Sink<S: Sys> {
+    fn take(&mut self, engine: &mut Engine<S>, completion: Completion<'_>);
+}
+
+impl<S: Sys, F: FnMut(&mut Engine<S>, Completion<'_>)> Sink<S> for F {
+    fn take(&mut self, engine: &mut Engine<S>, completion: Completion<'_>) {
+        self(engine, completion);
+    }
+}
+
+/// A caller's own function as a sink.
+pub(super) struct Caller<F> {
+    pub(super) f: F,
+    /// What it submits belongs to this batch.
+    pub(super) batch: u32,
+}
+
+impl<S: Sys, F: FnMut(Completion<'_>, &mut Submitter<'_, S>)> Sink<S> for Caller<F> {
+    // Always: what the function does not look at of a completion is then never made.
+    #[inline(always)]
+    fn take(&mut self, engine: &mut Engine<S>, completion: Completion<'_>) {
+        (self.f)(completion, &mut Submitter { engine, batch: self.batch });
+    }
+}
 
 /// Jobs that were submitted by themselves, not by an iterator.
 pub(super) const BATCH_SINGLE: u32 = 0;
@@ -96,6 +120,8 @@ pub(super) struct Engine<S: Sys> {
     pub(super) told: bool,
     /// Jobs were taken back and not placed again.
     pub(super) unfilled: bool,
+    /// The present run has an input in hand that found no room: no worker idles for want of work.
+    pub(super) more_inputs: bool,
     /// Its jobs that are submitted and not delivered.
     pub(super) batch_outstanding: usize,
     /// The batch whose completions the present turn hands out; others are kept.
@@ -151,6 +177,17 @@ pub(super) struct Parts<S: Sys> {
     pub(super) hook: Option<Hook>,
 }
 
+/// A job that has been checked.
+#[derive(Clone, Copy)]
+pub(super) struct Work<'a> {
+    pub(super) handler: u32,
+    pub(super) header_block: &'a [u8],
+    pub(super) body: &'a [u8],
+    pub(super) tag: u64,
+    /// 0: none. Units: nanoseconds.
+    pub(super) timeout_ns: u64,
+}
+
 impl<S: Sys> Engine<S> {
     pub(super) fn new(parts: Parts<S>) -> Self {
         let slots = parts.slots.len();
@@ -184,6 +221,7 @@ impl<S: Sys> Engine<S> {
             batch_open: false,
             told: false,
             unfilled: false,
+            more_inputs: false,
             batch_outstanding: 0,
             taker: BATCH_NONE,
             start_error: None,
@@ -220,6 +258,7 @@ impl<S: Sys> Engine<S> {
         if !std::mem::take(&mut self.batch_open) {
             return;
         }
+        self.more_inputs = false;
         let ended = self.batch;
         let is_over = self.batch_outstanding == 0;
         self.batch = match self.batch.wrapping_add(1) {
@@ -249,24 +288,43 @@ impl<S: Sys> Engine<S> {
         }
     }
 
-    /// Admits a job: into a slot if one has room, else into the queue.
+    /// Admits a job: into a slot if one has room, else, if `may_queue`, into the queue.
     #[inline]
-    pub(super) fn try_submit<'j>(&mut self, job: Job<'j>, batch: u32) -> Result<Ticket, TrySubmitError<Job<'j>>> {
+    pub(super) fn try_submit<'j>(
+        &mut self,
+        job: Job<'j>,
+        batch: u32,
+        may_queue: bool,
+    ) -> Result<Ticket, TrySubmitError<Job<'j>>> {
         if self.draining {
             return Err(TrySubmitError::Draining(job));
         }
-        if self.is_house_full() {
-            return Err(TrySubmitError::Full(job));
-        }
         let handler = match self.check(&job) {
             Ok(handler) => handler,
+            Err(_) if self.is_house_full() => return Err(TrySubmitError::Full(job)),
             Err(reason) => return Ok(self.reject(&job, batch, reason)),
         };
-        let payload_size = job.header_block.len() + job.body.len();
+        let timeout_ns =
+            job.timeout.map_or(self.config.timeout_ns, |t| u64::try_from(t.as_nanos()).unwrap_or(u64::MAX).max(1));
+        let (header_block, body) = (&job.header_block[..], job.body);
+        match self.admit(Work { handler, header_block, body, tag: job.tag, timeout_ns }, batch, may_queue) {
+            Some(ticket) => Ok(ticket),
+            None => Err(TrySubmitError::Full(job)),
+        }
+    }
+
+    /// Admits work that has been checked: into a slot if one has room, else, if `may_queue`, into the queue. `None`: full.
+    #[inline(always)]
+    pub(super) fn admit(&mut self, work: Work<'_>, batch: u32, may_queue: bool) -> Option<Ticket> {
+        let Work { handler, header_block, body, tag, timeout_ns } = work;
+        if self.is_house_full() {
+            return None;
+        }
+        let payload_size = header_block.len() + body.len();
         let size = frame::frame_size(payload_size);
         let large = size > PACKET_SIZE_MAX;
         if large && self.large_size != 0 && self.large_size + payload_size > LARGE_STORE_SIZE {
-            return Err(TrySubmitError::Full(job));
+            return None;
         }
         let ring_size = if large { 0 } else { size };
         let estimate_ns = self.services[handler as usize].estimate_ns();
@@ -275,16 +333,14 @@ impl<S: Sys> Engine<S> {
         } else {
             None
         };
-        if direct.is_none() && !self.queue.has_room(ring_size) {
-            return Err(TrySubmitError::Full(job));
+        if direct.is_none() && !(may_queue && self.queue.has_room(ring_size)) {
+            return None;
         }
-        let timeout_ns =
-            job.timeout.map_or(self.config.timeout_ns, |t| u64::try_from(t.as_nanos()).unwrap_or(u64::MAX).max(1));
-        let index = self.insert(handler, job.tag, timeout_ns, batch);
+        let index = self.insert(handler, tag, timeout_ns, batch);
         self.note(Step::Submitted, index, None);
         let header = Header {
             payload_size: payload_size as u32,
-            header_block_size: job.header_block.len() as u16,
+            header_block_size: header_block.len() as u16,
             kind: Kind::Job,
             flags: if self.hook.is_some() { FLAG_TIMED } else { 0 },
             id: 0,
@@ -292,7 +348,7 @@ impl<S: Sys> Engine<S> {
             extra: 0,
         };
         if large {
-            let payload = [&job.header_block[..], job.body].concat().into_boxed_slice();
+            let payload = [header_block, body].concat().into_boxed_slice();
             self.large_size += payload_size;
             self.table.get_mut(index).owned = Some(Box::new(Owned { header, payload, large: true }));
         }
@@ -302,19 +358,19 @@ impl<S: Sys> Engine<S> {
                 let s = &mut self.slots[slot];
                 let (position, room) = s.journal.append(index, id, ring_size, estimate_ns);
                 if !large {
-                    frame::encode(room, Header { id, ..header }, &job.header_block, job.body);
+                    frame::encode(room, Header { id, ..header }, header_block, body);
                 }
                 self.placed(index, slot, position, estimate_ns);
             }
             None => {
                 let (position, room) = self.queue.append(index, 0, ring_size, 0);
                 if !large {
-                    frame::encode(room, header, &job.header_block, job.body);
+                    frame::encode(room, header, header_block, body);
                 }
                 self.table.get_mut(index).place = Place::Queue(position);
             }
         }
-        Ok(self.table.ticket(index))
+        Some(self.table.ticket(index))
     }
 
     #[inline]
@@ -326,6 +382,7 @@ impl<S: Sys> Engine<S> {
         self.table.insert(handler, tag, timeout_ns, batch)
     }
 
+    #[inline]
     fn check(&self, job: &Job<'_>) -> Result<u32, Reason> {
         if let Some(reason) = &self.hopeless {
             return Err(reason.clone());
@@ -578,7 +635,9 @@ impl<S: Sys> Engine<S> {
 
     /// One turn: sends, waits at most `timeout_ns`, reads, serves timers. Completions of the batch `taker` go to `sink`,
     /// others are kept.
-    pub(super) fn turn(&mut self, timeout_ns: Option<u64>, taker: u32, sink: Sink<'_, S>) -> OsResult<()> {
+    ///
+    /// Generic, so that a result reaches its taker's code without being moved on the way.
+    pub(super) fn turn(&mut self, timeout_ns: Option<u64>, taker: u32, sink: &mut impl Sink<S>) -> OsResult<()> {
         self.told = false;
         self.taker = taker;
         let (before, interrupted) = (self.finished.len(), self.pending.is_some());
@@ -608,14 +667,15 @@ impl<S: Sys> Engine<S> {
                 if readiness.is_writable() {
                     self.mark_dirty(slot);
                 }
-                self.receive(slot, sink);
+                // A hang-up is reported as both.
+                self.receive(slot, !readiness.is_writable(), sink);
             } else {
                 // Deregistered since; the reactor has dropped it too.
                 self.reactor.exhausted(token, readiness);
             }
         }
         if let Some(slot) = self.transport.next_in_turn() {
-            self.receive(slot, sink);
+            self.receive(slot, true, sink);
         }
         self.fill();
         self.flush();

@@ -1,6 +1,6 @@
 //! Whole runs: many inputs through one handler, in order, as completed, or borrowed.
 
-use super::engine::Engine;
+use super::engine::{Caller, Engine, Sink, Work};
 use super::job::{Completion, HandlerId, HandlerRef, Job};
 use super::{Pool, Settling, Submitter};
 use crate::error::{Error, TrySubmitError};
@@ -56,21 +56,44 @@ impl<I: Iterator<Item: AsRef<[u8]>>> Feed<I> {
     fn pump<S: Sys>(&mut self, engine: &mut Engine<S>, admits: impl Fn(u64) -> bool) {
         let mut start_ns = engine.sys.now_ns();
         let mut taken = 0;
+        // What cannot change while inputs are taken: whether a job of this run may go straight in.
+        let known = match &self.handler {
+            Target::Known(id) if !engine.draining && engine.hopeless.is_none() => Some(id.0),
+            _ => None,
+        };
+        let (timeout_ns, size_max) = (engine.config.timeout_ns, engine.config.job_size_max);
+        engine.more_inputs = false;
         while !self.exhausted && admits(self.next) {
             let Some(input) = self.take() else { return };
+            let body = input.as_ref();
+            if let Some(handler) = known
+                && body.len() <= size_max
+            {
+                let work = Work { handler, header_block: &[], body, tag: self.next, timeout_ns };
+                if engine.admit(work, self.batch, false).is_some() {
+                    self.next += 1;
+                    taken += 1;
+                    if taken >= self.chunk {
+                        (start_ns, taken) = (self.look(engine, start_ns), 0);
+                    }
+                    continue;
+                }
+            }
             let handler = match &self.handler {
                 Target::Known(id) => HandlerRef::Id(*id),
                 Target::Unknown(name) => HandlerRef::Name(name),
             };
             let job = Job::new(handler, input.as_ref()).tag(self.next);
             let is_hopeless = |engine: &Engine<S>| engine.is_house_full() && engine.batch_outstanding == 0;
-            let refused = match engine.try_submit(job, self.batch) {
+            // Straight into a slot: inputs that find no room wait in their iterator, not in the queue.
+            let refused = match engine.try_submit(job, self.batch, false) {
                 Ok(_) => None,
                 Err(TrySubmitError::Draining(job)) => Some((job, Reason::Draining)),
                 // Nothing of this run will ever make room.
                 Err(TrySubmitError::Full(job)) if is_hopeless(engine) => Some((job, Reason::NoRoom)),
                 Err(TrySubmitError::Full(_)) => {
                     self.held = Some(input);
+                    engine.more_inputs = true;
                     return;
                 }
             };
@@ -82,13 +105,22 @@ impl<I: Iterator<Item: AsRef<[u8]>>> Feed<I> {
             }
             taken += 1;
             if taken >= self.chunk {
-                let now_ns = engine.sys.now_ns();
-                let quick = now_ns.saturating_sub(start_ns) < SLOW_INPUT_NS;
-                self.chunk = if quick { (self.chunk * 2).min(CHUNK_MAX) } else { 1 };
-                engine.flush();
-                (start_ns, taken) = (now_ns, 0);
+                (start_ns, taken) = (self.look(engine, start_ns), 0);
             }
         }
+    }
+
+    /// A look at the workers between two chunks: sends what is packed. Returns the time.
+    fn look<S: Sys>(&mut self, engine: &mut Engine<S>, start_ns: u64) -> u64 {
+        let now_ns = engine.sys.now_ns();
+        let elapsed_ns = now_ns.saturating_sub(start_ns);
+        self.chunk = if elapsed_ns < SLOW_INPUT_NS {
+            (self.chunk * 2).min(CHUNK_MAX)
+        } else {
+            u32::try_from(u64::from(self.chunk) * SLOW_INPUT_NS / elapsed_ns).unwrap_or(1).max(1)
+        };
+        engine.flush();
+        now_ns
     }
 }
 
@@ -238,26 +270,25 @@ impl<S: Sys> Pool<S> {
 impl<S: Sys> Engine<S> {
     /// One turn for a run: its completions go to `take`, those of single jobs are kept for whoever polls.
     fn collect(&mut self, batch: u32, take: &mut dyn FnMut(Completion<'_>)) -> Result<(), Error> {
-        let mut any = false;
-        self.deliver_batch(batch, &mut |_, c| {
-            any = true;
-            take(c);
-        });
+        let any = self.deliver_batch(batch, &mut |_: &mut Self, c: Completion<'_>| take(c)) > 0;
         let timeout_ns = if any { Some(0) } else { None };
-        self.turn(timeout_ns, batch, &mut |_, completion| take(completion)).map_err(Error::os("waiting for workers"))
+        let mut take = |_: &mut Self, c: Completion<'_>| take(c);
+        self.turn(timeout_ns, batch, &mut take).map_err(Error::os("waiting for workers"))
     }
 
-    /// Hands out the finished completions of one batch.
-    fn deliver_batch(&mut self, batch: u32, take: &mut dyn FnMut(&mut Engine<S>, Completion<'_>)) {
+    /// Hands out the finished completions of one batch. Returns how many.
+    fn deliver_batch(&mut self, batch: u32, sink: &mut impl Sink<S>) -> usize {
         // Only those that are here now, as in `deliver_finished`; those of single jobs stay where they are.
-        let mut at = 0;
+        let (mut at, mut delivered) = (0, 0);
         for _ in 0..self.finished.len() {
             if self.finished.get(at).is_some_and(|f| f.batch != batch) {
                 at += 1;
             } else if let Some(finished) = self.take_finished(at) {
-                take(self, finished.as_completion());
+                delivered += 1;
+                sink.take(self, finished.as_completion());
             }
         }
+        delivered
     }
 
     /// The tags of a batch's jobs that have no outcome.
@@ -301,7 +332,7 @@ impl<S: Sys> Pool<S> {
         &mut self,
         handler: impl Into<HandlerRef<'h>>,
         inputs: I,
-        mut f: impl FnMut(Completion<'_>, &mut Submitter<'_, S>),
+        f: impl FnMut(Completion<'_>, &mut Submitter<'_, S>),
     ) -> Result<(), Error>
     where
         I: IntoIterator<Item: AsRef<[u8]>>,
@@ -310,21 +341,16 @@ impl<S: Sys> Pool<S> {
         let engine = &mut *settling.0;
         let mut feed = Feed::new(engine, handler.into(), inputs.into_iter());
         let batch = feed.batch;
+        let mut caller = Caller { f, batch };
         loop {
             feed.pump(engine, |_| true);
-            let mut any = false;
-            engine.deliver_batch(batch, &mut |engine, c| {
-                any = true;
-                f(c, &mut Submitter { engine, batch });
-            });
+            let any = engine.deliver_batch(batch, &mut caller) > 0;
             if feed.exhausted && !any && engine.batch_outstanding == 0 {
                 engine.end_batch();
                 return settling.finish();
             }
             let timeout_ns = if any { Some(0) } else { None };
-            engine
-                .turn(timeout_ns, batch, &mut |engine, completion| f(completion, &mut Submitter { engine, batch }))
-                .map_err(Error::os("waiting for workers"))?;
+            engine.turn(timeout_ns, batch, &mut caller).map_err(Error::os("waiting for workers"))?;
         }
     }
 }

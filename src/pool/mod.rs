@@ -85,7 +85,7 @@ impl<S: Sys> Pool<S> {
     #[inline]
     pub fn try_submit<'j>(&mut self, job: Job<'j>) -> Result<Ticket, TrySubmitError<Job<'j>>> {
         self.engine.end_batch();
-        let ticket = self.engine.try_submit(job, BATCH_SINGLE)?;
+        let ticket = self.engine.try_submit(job, BATCH_SINGLE, true)?;
         self.engine.kick();
         self.engine.settle_submit();
         Ok(ticket)
@@ -100,7 +100,7 @@ impl<S: Sys> Pool<S> {
         engine.end_batch();
         let mut job = job;
         loop {
-            match engine.try_submit(job, BATCH_SINGLE) {
+            match engine.try_submit(job, BATCH_SINGLE, true) {
                 Ok(ticket) => {
                     engine.kick();
                     engine.settle()?;
@@ -149,7 +149,7 @@ impl<S: Sys> Pool<S> {
                 break;
             }
             engine
-                .turn(left_ns, BATCH_SINGLE, &mut |engine, completion| {
+                .turn(left_ns, BATCH_SINGLE, &mut |engine: &mut Engine<S>, completion: Completion<'_>| {
                     delivered += 1;
                     f(completion, &mut Submitter { engine, batch: BATCH_SINGLE });
                 })
@@ -271,7 +271,8 @@ impl<S: Sys> Engine<S> {
 
     /// A turn whose completions are kept.
     fn turn_keeping(&mut self, timeout_ns: Option<u64>) -> Result<(), Error> {
-        self.turn(timeout_ns, BATCH_NONE, &mut |_, _| {}).map_err(Error::os("waiting for workers"))
+        self.turn(timeout_ns, BATCH_NONE, &mut |_: &mut Self, _: Completion<'_>| {})
+            .map_err(Error::os("waiting for workers"))
     }
 
     fn deliver_finished(&mut self, f: &mut impl FnMut(Completion<'_>, &mut Submitter<'_, S>)) -> usize {
@@ -338,6 +339,6 @@ impl<S: Sys> Submitter<'_, S> {
     /// As [`Pool::try_submit`].
     #[inline]
     pub fn try_submit<'j>(&mut self, job: Job<'j>) -> Result<Ticket, TrySubmitError<Job<'j>>> {
-        self.engine.try_submit(job, self.batch)
+        self.engine.try_submit(job, self.batch, true)
     }
 }

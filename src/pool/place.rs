@@ -12,8 +12,15 @@ use crate::sys::Sys;
 
 impl<S: Sys> Engine<S> {
     /// A slot with room for a job: time by its estimate, and bytes. A large job goes to an idle slot only.
-    #[inline]
+    #[inline(always)]
     pub(super) fn place(&mut self, estimate_ns: u32, size: usize, large: bool) -> Option<usize> {
+        match self.scheduler.at_hand(estimate_ns) {
+            Some(slot) if !large && self.slots[slot].journal.has_room(size) => Some(slot),
+            _ => self.place_elsewhere(estimate_ns, size, large),
+        }
+    }
+
+    fn place_elsewhere(&mut self, estimate_ns: u32, size: usize, large: bool) -> Option<usize> {
         let Self { scheduler, slots, .. } = self;
         let slot = if large {
             scheduler.idle_slot()
@@ -24,7 +31,6 @@ impl<S: Sys> Engine<S> {
     }
 
     /// Makes room in a slot's journal by copying out what keeps it from being freed. `false`: it is really full.
-    #[inline]
     pub(super) fn make_room(&mut self, slot: usize, size: usize) -> bool {
         if self.slots[slot].journal.has_room(size) {
             return true;
@@ -101,7 +107,7 @@ impl<S: Sys> Engine<S> {
     }
 
     /// Books a job that has just been appended to a slot's journal.
-    #[inline]
+    #[inline(always)]
     pub(super) fn placed(&mut self, job: JobIndex, slot: usize, position: Position, estimate_ns: u32) {
         let r = self.table.get_mut(job);
         r.place = Place::Slot(slot as u32, position);
@@ -110,13 +116,17 @@ impl<S: Sys> Engine<S> {
         self.note(Step::Placed, job, Some(slot));
         self.mark_dirty(slot);
         if timeout_ns != 0 {
-            self.timed_jobs += 1;
-            if self.timed_jobs == 1 || timeout_ns < self.shortest_timeout_ns {
-                self.shortest_timeout_ns = self.shortest_timeout_ns.min(timeout_ns);
-                self.hasten_tick();
-            }
+            self.placed_timed(timeout_ns);
         }
         self.keep_ticking();
+    }
+
+    fn placed_timed(&mut self, timeout_ns: u64) {
+        self.timed_jobs += 1;
+        if self.timed_jobs == 1 || timeout_ns < self.shortest_timeout_ns {
+            self.shortest_timeout_ns = self.shortest_timeout_ns.min(timeout_ns);
+            self.hasten_tick();
+        }
     }
 
     #[inline]
@@ -149,7 +159,7 @@ impl<S: Sys> Engine<S> {
         // A worker that is not up yet gains nothing from work that another will have done by then. One that is up is
         // given something by each round.
         for _ in 0..self.slots.len() {
-            if self.scheduler.idle_ready_slot().is_none() || self.has_waiting() {
+            if self.more_inputs || self.scheduler.idle_ready_slot().is_none() || self.has_waiting() {
                 return;
             }
             let now_ns = self.sys.now_ns();

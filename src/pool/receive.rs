@@ -8,6 +8,7 @@ use super::hook::Step;
 use super::job::{Completion, Finished};
 use super::journal::Position;
 use super::slot::{Assembly, Doom, Life};
+use super::table::Ticket;
 use crate::frame::{FLAG_FRAGMENT, FLAG_TIMED, Frame, Frames, Kind, Status};
 use crate::limits::{PACKET_SIZE_MAX, PACKETS_PER_TURN, RING_SIZE};
 use crate::outcome::{Outcome, Reason};
@@ -17,6 +18,20 @@ use std::io::IoSliceMut;
 
 /// Bytes of the two times before the body of a timed result.
 const TIMES_SIZE: usize = 16;
+
+/// The taker where there is none: every completion is kept.
+type Keep<S> = fn(&mut Engine<S>, Completion<'_>);
+
+/// A job that has left its slot.
+#[derive(Clone, Copy)]
+struct Over {
+    slot: usize,
+    handler: u32,
+    tag: u64,
+    batch: u32,
+    ticket: Ticket,
+    run_ns: u32,
+}
 
 /// The receive buffer while it is lent out; goes back also when a callback panics.
 struct Lease<'e, S: Sys> {
@@ -31,22 +46,27 @@ impl<S: Sys> Drop for Lease<'_, S> {
 }
 
 impl<S: Sys> Engine<S> {
-    /// Reads packets of one slot, as many as its turn allows.
-    pub(super) fn receive(&mut self, slot: usize, sink: Sink<'_, S>) {
+    /// Reads packets of one slot, as many as its turn allows. `is_open`: its worker had not closed its end.
+    pub(super) fn receive(&mut self, slot: usize, is_open: bool, sink: &mut impl Sink<S>) {
         for _ in 0..PACKETS_PER_TURN {
             if !self.receive_packet(slot) {
                 return;
             }
             self.resume(sink);
+            if is_open && self.slots[slot].is_answered() {
+                // Nothing more can come, so there is no need to ask until would-block. Whatever a worker sends unasked is
+                // an edge of its own, or is met before its next result.
+                return self.transport.exhausted(&mut self.reactor, slot);
+            }
         }
         // Not exhausted: it stays on the ready list, and the others have their turn first.
     }
 
     /// Reads everything that this slot has sent; completions wait to be delivered.
     pub(super) fn drain_slot(&mut self, slot: usize) {
-        self.read_pending(None);
+        self.read_pending(None::<&mut Keep<S>>);
         while self.receive_packet(slot) {
-            self.read_pending(None);
+            self.read_pending(None::<&mut Keep<S>>);
         }
     }
 
@@ -96,38 +116,36 @@ impl<S: Sys> Engine<S> {
     }
 
     /// Reads on in a packet that was interrupted.
-    pub(super) fn resume(&mut self, sink: Sink<'_, S>) {
+    pub(super) fn resume(&mut self, sink: &mut impl Sink<S>) {
         self.read_pending(Some(sink));
     }
 
-    fn read_pending(&mut self, mut sink: Option<Sink<'_, S>>) {
-        if self.pending.is_none() {
-            return;
-        }
+    fn read_pending<F: Sink<S>>(&mut self, mut sink: Option<&mut F>) {
+        let Some(Pending { slot, generation, mut start, end }) = self.pending else { return };
         let mut lease = Lease { rx: std::mem::take(&mut self.rx), engine: self };
         let Lease { engine, rx } = &mut lease;
-        while let Some(p) = engine.pending {
-            let slot = &engine.slots[p.slot];
-            if p.start == p.end || slot.generation != p.generation || slot.doom == Some(Doom::Hostile) {
+        loop {
+            let s = &engine.slots[slot];
+            if start == end || s.generation != generation || s.doom == Some(Doom::Hostile) {
                 engine.pending = None;
                 return;
             }
-            let mut frames = Frames::new(&rx[p.start..p.end]);
+            let mut frames = Frames::new(&rx[start..end]);
             match frames.next() {
                 Some(Ok(frame)) => {
-                    engine.pending = Some(Pending { start: p.end - frames.rest().len(), ..p });
-                    match &mut sink {
-                        Some(sink) => engine.on_frame(p.slot, frame, Some(&mut **sink)),
-                        None => engine.on_frame(p.slot, frame, None),
+                    start = end - frames.rest().len();
+                    if let Some(p) = &mut engine.pending {
+                        p.start = start;
                     }
+                    engine.on_frame(slot, frame, sink.as_deref_mut());
                 }
-                _ => engine.kill(p.slot, Doom::Hostile),
+                _ => engine.kill(slot, Doom::Hostile),
             }
         }
     }
 
-    #[inline]
-    fn on_frame(&mut self, slot: usize, frame: Frame<'_>, sink: Option<Sink<'_, S>>) {
+    #[inline(always)]
+    fn on_frame<F: Sink<S>>(&mut self, slot: usize, frame: Frame<'_>, sink: Option<&mut F>) {
         match frame.header.kind {
             Kind::Result => self.on_result(slot, frame, sink),
             Kind::Hello => self.on_hello(slot, frame),
@@ -150,8 +168,8 @@ impl<S: Sys> Engine<S> {
         }
     }
 
-    #[inline]
-    fn on_result(&mut self, slot: usize, frame: Frame<'_>, sink: Option<Sink<'_, S>>) {
+    #[inline(always)]
+    fn on_result<F: Sink<S>>(&mut self, slot: usize, frame: Frame<'_>, sink: Option<&mut F>) {
         let s = &mut self.slots[slot];
         let position = s.journal.next_live(s.due);
         s.due = position;
@@ -159,6 +177,28 @@ impl<S: Sys> Engine<S> {
         if position >= s.sent || s.journal.entry(position).id != frame.header.id {
             return self.kill(slot, Doom::Hostile);
         }
+        if frame.header.flags == 0 && frame.header.code == Status::Done as u32 {
+            let over = self.book_result(slot, position, frame.header.extra);
+            self.stats.done += 1;
+            // Written out: an outcome that is moved on its way to its taker is stored and loaded again.
+            match sink {
+                Some(sink) if over.batch == self.taker && self.hook.is_none() && self.is_wanted(over.batch) => {
+                    self.delivered(over.batch);
+                    let Over { slot, tag, ticket, run_ns, .. } = over;
+                    let (worker, run_ns) = (Some(slot), Some(u64::from(run_ns)));
+                    let outcome = Outcome::Done(frame.body());
+                    sink.take(self, Completion { ticket, tag, outcome, worker, run_ns });
+                }
+                sink => self.hand_over(over, Outcome::Done(frame.body()), sink),
+            }
+            return;
+        }
+        self.on_other_result(slot, position, frame, sink);
+    }
+
+    /// A result that is not plainly a small one of a job that is done.
+    #[cold]
+    fn on_other_result<F: Sink<S>>(&mut self, slot: usize, position: Position, frame: Frame<'_>, sink: Option<&mut F>) {
         if frame.header.flags & FLAG_FRAGMENT == 0 {
             return self.settle_result(slot, position, &frame, frame.body(), sink);
         }
@@ -193,14 +233,13 @@ impl<S: Sys> Engine<S> {
     }
 
     /// The job at `position` has its result: books it and hands it on.
-    #[inline]
-    fn settle_result(
+    fn settle_result<F: Sink<S>>(
         &mut self,
         slot: usize,
         position: Position,
         frame: &Frame<'_>,
         body: &[u8],
-        sink: Option<Sink<'_, S>>,
+        sink: Option<&mut F>,
     ) {
         let (times, body) = if frame.header.flags & FLAG_TIMED != 0 {
             match body.split_first_chunk::<TIMES_SIZE>() {
@@ -211,6 +250,40 @@ impl<S: Sys> Engine<S> {
             (None, body)
         };
         let Some(status) = Status::from_code(frame.header.code) else { return self.kill(slot, Doom::Hostile) };
+        let over = self.book_result(slot, position, frame.header.extra);
+        if self.hook.is_some() {
+            let Over { ticket, tag, .. } = over;
+            if let Some(times) = times {
+                let (start, end) = times.split_at(8);
+                let word = |bytes: &[u8]| bytes.iter().rev().fold(0, |n, &b| n << 8 | u64::from(b));
+                self.note_at(Step::Started, ticket, tag, Some(slot), word(start));
+                self.note_at(Step::Ended, ticket, tag, Some(slot), word(end));
+            }
+            self.note_ticket(Step::Received, ticket, tag, Some(slot));
+        }
+        let text = || String::from_utf8_lossy(body).into_owned();
+        let outcome = match status {
+            Status::Done => Outcome::Done(body),
+            Status::Failed => Outcome::Failed { message: text(), panicked: false },
+            Status::Panicked => Outcome::Failed { message: text(), panicked: true },
+            Status::UnknownHandler => {
+                let name = self.handler_names[over.handler as usize].clone();
+                Outcome::Rejected { reason: Reason::UnknownHandler(name) }
+            }
+            Status::ReplyTooLarge => {
+                let size = body.iter().rev().fold(0u64, |n, &b| n << 8 | u64::from(b));
+                let limit = self.config.job_size_max;
+                let message = format!("reply of {size} bytes is too large, the limit is {limit} bytes");
+                Outcome::Failed { message, panicked: false }
+            }
+        };
+        self.count(&outcome);
+        self.hand_over(over, outcome, sink);
+    }
+
+    /// The job at `position` is over: it leaves its slot and the table.
+    #[inline(always)]
+    fn book_result(&mut self, slot: usize, position: Position, run_ns: u32) -> Over {
         let s = &mut self.slots[slot];
         let entry = *s.journal.entry(position);
         s.journal.void(position);
@@ -223,51 +296,41 @@ impl<S: Sys> Engine<S> {
         self.leave_slot(slot, entry.job, entry.estimate_ns);
         let r = self.table.get(entry.job);
         let (handler, tag, batch, ticket) = (r.handler, r.tag, r.batch, self.table.ticket(entry.job));
-        self.services[handler as usize].learn(frame.header.extra);
-        if self.hook.is_some() {
-            if let Some(times) = times {
-                let (start, end) = times.split_at(8);
-                let word = |bytes: &[u8]| bytes.iter().rev().fold(0, |n, &b| n << 8 | u64::from(b));
-                self.note_at(Step::Started, ticket, tag, Some(slot), word(start));
-                self.note_at(Step::Ended, ticket, tag, Some(slot), word(end));
-            }
-            self.note_ticket(Step::Received, ticket, tag, Some(slot));
-        }
+        self.services[handler as usize].learn(run_ns);
         self.forget(entry.job);
-        let text = || String::from_utf8_lossy(body).into_owned();
-        let outcome = match status {
-            Status::Done => Outcome::Done(body),
-            Status::Failed => Outcome::Failed { message: text(), panicked: false },
-            Status::Panicked => Outcome::Failed { message: text(), panicked: true },
-            Status::UnknownHandler => {
-                let name = self.handler_names[handler as usize].clone();
-                Outcome::Rejected { reason: Reason::UnknownHandler(name) }
-            }
-            Status::ReplyTooLarge => {
-                let size = body.iter().rev().fold(0u64, |n, &b| n << 8 | u64::from(b));
-                let limit = self.config.job_size_max;
-                let message = format!("reply of {size} bytes is too large, the limit is {limit} bytes");
-                Outcome::Failed { message, panicked: false }
-            }
-        };
-        self.count(&outcome);
+        Over { slot, handler, tag, batch, ticket, run_ns }
+    }
+
+    /// Hands a result to its taker, or keeps it.
+    fn hand_over<F: Sink<S>>(&mut self, over: Over, outcome: Outcome<&[u8]>, sink: Option<&mut F>) {
+        let Over { slot, tag, batch, ticket, run_ns, .. } = over;
         if !self.is_wanted(batch) {
             return;
         }
-        let run_ns = Some(u64::from(frame.header.extra));
+        let (worker, run_ns) = (Some(slot), Some(u64::from(run_ns)));
         match sink {
             Some(sink) if batch == self.taker => {
                 self.delivered(batch);
-                self.note_ticket(Step::Delivered, ticket, tag, Some(slot));
-                sink(self, Completion { ticket, tag, outcome, worker: Some(slot), run_ns });
+                self.note_ticket(Step::Delivered, ticket, tag, worker);
+                sink.take(self, Completion { ticket, tag, outcome, worker, run_ns });
             }
-            _ => {
-                let outcome = outcome.map(<[u8]>::to_vec);
-                let finished = Finished { ticket, tag, batch, outcome, worker: Some(slot), run_ns };
-                self.finished_size += finished.size();
-                self.finished.push_back(finished);
-            }
+            _ => self.keep(ticket, tag, batch, outcome, worker, run_ns),
         }
+    }
+
+    #[cold]
+    fn keep(
+        &mut self,
+        ticket: Ticket,
+        tag: u64,
+        batch: u32,
+        outcome: Outcome<&[u8]>,
+        worker: Option<usize>,
+        run_ns: Option<u64>,
+    ) {
+        let finished = Finished { ticket, tag, batch, outcome: outcome.map(<[u8]>::to_vec), worker, run_ns };
+        self.finished_size += finished.size();
+        self.finished.push_back(finished);
     }
 
     /// Reads the results that a dead worker had published and not sent. The slot's socket has been drained.
@@ -314,7 +377,7 @@ impl<S: Sys> Engine<S> {
         self.slots[slot].read = tail;
         for frame in Frames::new(&bytes) {
             match frame {
-                Ok(frame) => self.on_frame(slot, frame, None),
+                Ok(frame) => self.on_frame(slot, frame, None::<&mut Keep<S>>),
                 Err(_) => self.kill(slot, Doom::Hostile),
             }
             if self.slots[slot].doom == Some(Doom::Hostile) {

@@ -158,6 +158,12 @@ impl Slot {
         self.due_seq != self.sent_seq
     }
 
+    /// Whether the worker owes nothing: every frame sent has its result, and the socket has brought all that was read.
+    #[inline]
+    pub(super) fn is_answered(&self) -> bool {
+        !self.in_flight() && self.read == self.received && self.life == Life::Running
+    }
+
     /// How many of the jobs without a result have started. A word that no honest worker leaves counts for none: taking
     /// back what has not started finds it out.
     pub(super) fn started(&self) -> usize {

@@ -437,9 +437,14 @@ impl<S: Sys> Engine<S> {
     #[inline]
     pub(super) fn keep_ticking(&mut self) {
         if self.tick.is_none() {
-            let now_ns = self.sys.now_ns();
-            self.set_tick(now_ns + self.period_ns());
+            self.start_ticking();
         }
+    }
+
+    #[cold]
+    fn start_ticking(&mut self) {
+        let now_ns = self.sys.now_ns();
+        self.set_tick(now_ns + self.period_ns());
     }
 
     /// A job with a timeout has joined others that have none, or longer ones: the tick may have to come sooner.
