@@ -35,6 +35,7 @@
 //! ```
 #![deny(unsafe_code)]
 
+mod assembly;
 pub mod claim;
 #[cfg(feature = "cli")]
 #[doc(hidden)]

@@ -20,6 +20,8 @@ pub const PACK_SIZE_MAX: usize = (64 << 10) - 64;
 pub const PACKET_SIZE_MIN: usize = 4 << 10;
 /// Largest header block of a job.
 pub const HEADER_BLOCK_SIZE_MAX: usize = 16 << 10;
+/// Memory of a large body that is kept to be used again.
+pub const SPARE_SIZE_MAX: usize = 4 << 20;
 /// Default bound on a job's body, and on a result's.
 pub const JOB_SIZE_MAX: usize = 64 << 20;
 /// Largest body that a pool may be built for.
@@ -45,6 +47,8 @@ pub const STEAL_NS: u64 = 20_000;
 pub const SEND_BUFFER_SIZE: usize = 4 << 20;
 /// Packets that are read from one slot a turn, before the others have theirs.
 pub const PACKETS_PER_TURN: u32 = 16;
+/// Times that a dead worker's socket is drained until what lies in its out-ring fits what has come.
+pub const DRAINS_MAX: u32 = 64;
 /// Workers of a pool.
 pub const WORKERS_MAX: usize = 4096;
 

@@ -8,6 +8,7 @@ use super::Submitter;
 use super::hook::{Event, Hook, Step};
 use super::job::{Completion, Finished, HandlerRef, Job};
 use super::journal::{Journal, State};
+use super::send::LargeSource;
 use super::slot::{Doom, Life, Slot};
 use super::stats::Stats;
 use super::table::{JobIndex, Owned, Place, Table, Ticket};
@@ -348,23 +349,33 @@ impl<S: Sys> Engine<S> {
             extra: 0,
         };
         if large {
-            let payload = [header_block, body].concat().into_boxed_slice();
             self.large_size += payload_size;
-            self.table.get_mut(index).owned = Some(Box::new(Owned { header, payload, large: true }));
         }
+        let own = |payload: [&[u8]; 2]| Box::new(Owned { header, payload: payload.concat().into(), large: true });
         match direct {
+            Some(slot) if large => {
+                let id = self.number(slot);
+                let (position, _) = self.slots[slot].journal.append(index, id, 0, estimate_ns);
+                self.placed(index, slot, position, estimate_ns);
+                // It is on its way before it is copied: the copy is made while the worker receives.
+                let sent = self.send_large(slot, position, Some(LargeSource { header, header_block, body }));
+                self.table.get_mut(index).owned = Some(own([header_block, body]));
+                if sent.is_err() {
+                    self.kill(slot, Doom::Stalled);
+                }
+            }
             Some(slot) => {
                 let id = self.number(slot);
                 let s = &mut self.slots[slot];
                 let (position, room) = s.journal.append(index, id, ring_size, estimate_ns);
-                if !large {
-                    frame::encode(room, Header { id, ..header }, header_block, body);
-                }
+                frame::encode(room, Header { id, ..header }, header_block, body);
                 self.placed(index, slot, position, estimate_ns);
             }
             None => {
                 let (position, room) = self.queue.append(index, 0, ring_size, 0);
-                if !large {
+                if large {
+                    self.table.get_mut(index).owned = Some(own([header_block, body]));
+                } else {
                     frame::encode(room, header, header_block, body);
                 }
                 self.table.get_mut(index).place = Place::Queue(position);

@@ -7,10 +7,11 @@ use super::engine::{Engine, Pending, Sink};
 use super::hook::Step;
 use super::job::{Completion, Finished};
 use super::journal::Position;
-use super::slot::{Assembly, Doom, Life};
+use super::slot::{Doom, Life};
 use super::table::Ticket;
-use crate::frame::{FLAG_FRAGMENT, FLAG_TIMED, Frame, Frames, Kind, Status};
-use crate::limits::{PACKET_SIZE_MAX, PACKETS_PER_TURN, RING_SIZE};
+use crate::assembly::{Assembly, Taken};
+use crate::frame::{FLAG_FRAGMENT, FLAG_TIMED, Frame, Frames, Header, Kind, Status, frame_size};
+use crate::limits::{DRAINS_MAX, PACKET_SIZE_MAX, PACKETS_PER_TURN, RING_SIZE};
 use crate::outcome::{Outcome, Reason};
 use crate::sync::{Ordering, fence};
 use crate::sys::{Received, Sys};
@@ -31,6 +32,13 @@ struct Over {
     batch: u32,
     ticket: Ticket,
     run_ns: u32,
+}
+
+/// Whether a packet is one fragment of a large result: it has not come by way of the ring.
+#[inline]
+fn is_fragment(packet: &[u8]) -> bool {
+    let header = packet.first_chunk().and_then(|head| Header::decode(head).ok());
+    header.is_some_and(|h| h.flags & FLAG_FRAGMENT != 0 && frame_size(h.payload_size as usize) == packet.len())
 }
 
 /// The receive buffer while it is lent out; goes back also when a callback panics.
@@ -74,18 +82,30 @@ impl<S: Sys> Engine<S> {
     fn receive_packet(&mut self, slot: usize) -> bool {
         debug_assert!(self.pending.is_none(), "one packet at a time");
         loop {
-            let received = self.transport.recv(slot, &mut [IoSliceMut::new(&mut self.rx)]);
+            let Self { transport, slots, rx, .. } = self;
+            let received = match &mut slots[slot].assembly {
+                Some(assembly) => transport.recv(slot, &mut assembly.parts(rx)),
+                None => transport.recv(slot, &mut [IoSliceMut::new(rx)]),
+            };
             match received.unwrap_or(Received::Truncated) {
                 Received::Packet(size) => {
                     let now_ns = self.sys.now_ns();
                     let s = &mut self.slots[slot];
-                    // What was read from the ring comes once more through the socket.
-                    let start = s.read.wrapping_sub(s.received).min(size as u64) as usize;
-                    s.received = s.received.wrapping_add(size as u64);
-                    s.read = s.read.wrapping_add((size - start) as u64);
                     s.progress_ns = now_ns;
-                    self.pending = Some(Pending { slot, generation: s.generation, start, end: size });
                     self.stats.packets_received += 1;
+                    let taken = s.assembly.as_mut().map(|a| a.take(&mut self.rx, size));
+                    let start = if taken == Some(Taken::Fragment) {
+                        size
+                    } else if is_fragment(&self.rx[..size]) {
+                        0
+                    } else {
+                        // What was read from the ring comes once more through the socket.
+                        let start = s.read.wrapping_sub(s.received).min(size as u64) as usize;
+                        s.received = s.received.wrapping_add(size as u64);
+                        s.read = s.read.wrapping_add((size - start) as u64);
+                        start
+                    };
+                    self.pending = Some(Pending { slot, generation: s.generation, start, end: size });
                     if s.blocked {
                         self.mark_dirty(slot);
                     }
@@ -122,6 +142,11 @@ impl<S: Sys> Engine<S> {
 
     fn read_pending<F: Sink<S>>(&mut self, mut sink: Option<&mut F>) {
         let Some(Pending { slot, generation, mut start, end }) = self.pending else { return };
+        if start == end {
+            // The whole packet was a fragment, and is in its place.
+            self.pending = None;
+            return self.settle_assembly(slot, sink);
+        }
         let mut lease = Lease { rx: std::mem::take(&mut self.rx), engine: self };
         let Lease { engine, rx } = &mut lease;
         loop {
@@ -200,36 +225,40 @@ impl<S: Sys> Engine<S> {
     #[cold]
     fn on_other_result<F: Sink<S>>(&mut self, slot: usize, position: Position, frame: Frame<'_>, sink: Option<&mut F>) {
         if frame.header.flags & FLAG_FRAGMENT == 0 {
-            return self.settle_result(slot, position, &frame, frame.body(), sink);
+            // A job that failed with half of its reply sent: there is no more to come of that.
+            self.slots[slot].assembly = None;
+            return self.settle_result(slot, position, &frame.header, frame.body(), sink);
         }
         let Ok(fragment) = frame.fragment() else { return self.kill(slot, Doom::Hostile) };
         let limit = self.config.job_size_max + TIMES_SIZE;
-        let Some(total) = usize::try_from(fragment.total).ok().filter(|&t| t <= limit) else {
+        if fragment.total > limit as u64 {
             return self.kill(slot, Doom::Hostile);
-        };
+        }
         let s = &mut self.slots[slot];
-        if fragment.offset == 0 {
-            let mut body = std::mem::take(&mut self.spare);
-            body.clear();
+        let is_next = if fragment.offset == 0 {
             // The size is a worker's word: a host without that much memory must not end by it.
-            if body.try_reserve_exact(total).is_err() {
-                return self.kill(slot, Doom::Hostile);
-            }
-            s.assembly = Some(Assembly { body, total });
+            s.assembly = Assembly::begin(frame.header, &fragment, std::mem::take(&mut self.spare)).ok();
+            s.assembly.is_some()
+        } else {
+            s.assembly.as_mut().is_some_and(|a| a.push(&fragment))
+        };
+        if !is_next {
+            return self.kill(slot, Doom::Hostile);
         }
-        match &mut s.assembly {
-            Some(a) if a.body.len() as u64 == fragment.offset && a.total == total => {
-                a.body.extend_from_slice(fragment.part);
-                if a.body.len() < total {
-                    return;
-                }
-            }
-            _ => return self.kill(slot, Doom::Hostile),
+        self.settle_assembly(slot, sink);
+    }
+
+    /// A fragment has been added to a large result: settles it if it is whole.
+    fn settle_assembly<F: Sink<S>>(&mut self, slot: usize, sink: Option<&mut F>) {
+        let s = &mut self.slots[slot];
+        let Some(assembly) = s.assembly.take_if(|a| a.is_whole()) else { return };
+        // No frame can have come between its fragments: the first one was for the job that is due.
+        let position = s.journal.next_live(s.due);
+        if position >= s.sent || s.journal.entry(position).id != assembly.header().id {
+            return self.kill(slot, Doom::Hostile);
         }
-        if let Some(Assembly { body, .. }) = s.assembly.take() {
-            self.settle_result(slot, position, &frame, &body, sink);
-            self.spare = body;
-        }
+        self.settle_result(slot, position, assembly.header(), assembly.body(), sink);
+        self.spare = assembly.into_spare();
     }
 
     /// The job at `position` has its result: books it and hands it on.
@@ -237,11 +266,11 @@ impl<S: Sys> Engine<S> {
         &mut self,
         slot: usize,
         position: Position,
-        frame: &Frame<'_>,
+        header: &Header,
         body: &[u8],
         sink: Option<&mut F>,
     ) {
-        let (times, body) = if frame.header.flags & FLAG_TIMED != 0 {
+        let (times, body) = if header.flags & FLAG_TIMED != 0 {
             match body.split_first_chunk::<TIMES_SIZE>() {
                 Some((times, body)) => (Some(times), body),
                 None => return self.kill(slot, Doom::Hostile),
@@ -249,8 +278,8 @@ impl<S: Sys> Engine<S> {
         } else {
             (None, body)
         };
-        let Some(status) = Status::from_code(frame.header.code) else { return self.kill(slot, Doom::Hostile) };
-        let over = self.book_result(slot, position, frame.header.extra);
+        let Some(status) = Status::from_code(header.code) else { return self.kill(slot, Doom::Hostile) };
+        let over = self.book_result(slot, position, header.extra);
         if self.hook.is_some() {
             let Over { ticket, tag, .. } = over;
             if let Some(times) = times {
@@ -336,46 +365,79 @@ impl<S: Sys> Engine<S> {
     /// Reads the results that a dead worker had published and not sent. The slot's socket has been drained.
     pub(super) fn salvage(&mut self, slot: usize) {
         let before = self.slots[slot].due_seq;
-        self.read_out_ring(slot, false);
+        // Read once; checked against what the socket has brought, which the worker cannot change.
+        let tail = self.slots[slot].memory.control().out_tail.observe();
+        let mut bytes = Vec::new();
+        for _ in 0..DRAINS_MAX {
+            let s = &self.slots[slot];
+            let (beyond_received, beyond_read) = (tail.wrapping_sub(s.received), tail.wrapping_sub(s.read));
+            // Below what was read already: only a worker that takes back what it published.
+            if beyond_received > RING_SIZE as u64 || beyond_read > RING_SIZE as u64 {
+                return self.kill(slot, Doom::Hostile);
+            }
+            bytes = self.copy_out_ring(slot, tail);
+            if self.is_next(slot, &bytes) {
+                break;
+            }
+            // A large result, which travels beside the ring, is still in the socket: the drain found no memory for it.
+            self.drain_slot(slot);
+        }
+        self.read_copy(slot, tail, &bytes);
         let found = self.slots[slot].due_seq.wrapping_sub(before);
         self.stats.salvaged += u64::from(found);
     }
 
-    /// Reads the results that a living worker has published and holds back behind a long job. The slot's socket has been
-    /// drained.
+    /// Reads the results that a living worker has published and holds back behind a long job.
     pub(super) fn read_ahead(&mut self, slot: usize) {
-        self.read_out_ring(slot, true);
-    }
-
-    fn read_out_ring(&mut self, slot: usize, is_alive: bool) {
+        // Read once, as in `salvage`.
+        let tail = self.slots[slot].memory.control().out_tail.observe();
+        // A large result, which travels beside the ring, was sent before this tail was published: it comes first.
+        self.drain_slot(slot);
         let s = &self.slots[slot];
-        // Read once; checked against what the socket has brought, which the worker cannot change.
-        let tail = s.memory.control().out_tail.observe();
+        // What the drain has brought meanwhile may lie beyond the tail.
+        let is_ahead = tail.wrapping_sub(s.read).wrapping_sub(1) < u64::MAX / 2;
+        if s.life != Life::Running || !is_ahead {
+            return;
+        }
         if tail.wrapping_sub(s.received) > RING_SIZE as u64 {
             return self.kill(slot, Doom::Hostile);
         }
-        let size = tail.wrapping_sub(s.read);
-        if size == 0 {
+        let from = s.read;
+        let bytes = self.copy_out_ring(slot, tail);
+        // Before the copy is believed: forbids that the worker had meanwhile sent these bytes and come round the ring to
+        // write over them; it writes at most one packet beyond its tail. Pairs with the Release in `publish`.
+        fence(Ordering::Acquire);
+        let s = &self.slots[slot];
+        let now = s.memory.control().out_tail.observe();
+        if now.wrapping_sub(from) > (RING_SIZE - PACKET_SIZE_MAX) as u64 || !self.is_next(slot, &bytes) {
             return;
         }
-        // Below what was read already: only a worker that takes back what it published.
-        if size > RING_SIZE as u64 {
-            return self.kill(slot, Doom::Hostile);
-        }
-        let from = s.read;
-        let mut bytes = vec![0; size as usize];
-        s.memory.out_ring().copy_out(from, &mut bytes);
-        if is_alive {
-            // Before the copy is believed: forbids that the worker had meanwhile sent these bytes and come round the
-            // ring to write over them; it writes at most one packet beyond its tail. Pairs with the Release in `publish`.
-            fence(Ordering::Acquire);
-            let now = s.memory.control().out_tail.observe();
-            if now.wrapping_sub(from) > (RING_SIZE - PACKET_SIZE_MAX) as u64 {
-                return;
+        self.read_copy(slot, tail, &bytes);
+    }
+
+    /// The out-ring's bytes from what has been read to `tail`, at most the ring's size.
+    fn copy_out_ring(&self, slot: usize, tail: u64) -> Vec<u8> {
+        let s = &self.slots[slot];
+        let mut bytes = vec![0; tail.wrapping_sub(s.read) as usize];
+        s.memory.out_ring().copy_out(s.read, &mut bytes);
+        bytes
+    }
+
+    /// Whether these bytes of an out-ring do not begin beyond the result that is due.
+    fn is_next(&self, slot: usize, bytes: &[u8]) -> bool {
+        let journal = &self.slots[slot].journal;
+        let due = journal.next_live(self.slots[slot].due);
+        match Frames::new(bytes).next() {
+            Some(Ok(frame)) if frame.header.kind == Kind::Result && due != journal.tail() => {
+                frame.header.id == journal.entry(due).id
             }
+            _ => true,
         }
+    }
+
+    fn read_copy(&mut self, slot: usize, tail: u64, bytes: &[u8]) {
         self.slots[slot].read = tail;
-        for frame in Frames::new(&bytes) {
+        for frame in Frames::new(bytes) {
             match frame {
                 Ok(frame) => self.on_frame(slot, frame, None::<&mut Keep<S>>),
                 Err(_) => self.kill(slot, Doom::Hostile),

@@ -9,6 +9,14 @@ use crate::limits::{FRAGMENT_PREFIX_SIZE, FRAME_ALIGN, FRAME_HEADER_SIZE, PACK_S
 use crate::sys::{OsResult, Sent, Sys};
 use std::io::IoSlice;
 
+/// A large job's parts, wherever they lie.
+#[derive(Clone, Copy)]
+pub(super) struct LargeSource<'a> {
+    pub(super) header: Header,
+    pub(super) header_block: &'a [u8],
+    pub(super) body: &'a [u8],
+}
+
 impl<S: Sys> Engine<S> {
     /// Sends what is placed and not sent, as far as the sockets take it. A socket that fails costs its own worker.
     pub(super) fn flush(&mut self) {
@@ -52,7 +60,7 @@ impl<S: Sys> Engine<S> {
                     self.slots[slot].blocked = true;
                     return Ok(());
                 }
-                self.send_fragment(slot, first)?
+                self.send_fragment(slot, first, None)?
             } else {
                 self.send_pack(slot, first)?
             };
@@ -111,16 +119,39 @@ impl<S: Sys> Engine<S> {
         Ok(sent)
     }
 
-    /// Sends the next part of a large job.
-    pub(super) fn send_fragment(&mut self, slot: usize, position: Position) -> OsResult<Sent> {
+    /// Sends a large job that has just been placed, as far as the socket takes it, if it is the next to be sent.
+    pub(super) fn send_large(
+        &mut self,
+        slot: usize,
+        position: Position,
+        source: Option<LargeSource<'_>>,
+    ) -> OsResult<()> {
+        let s = &mut self.slots[slot];
+        let is_next = s.journal.next_live(s.sent) == position && !s.in_flight() && s.fragment_offset == 0;
+        if !is_next || s.blocked || !matches!(s.life, Life::Starting | Life::Running) {
+            return Ok(());
+        }
+        s.progress_ns = self.sys.now_ns();
+        s.sampled_ns = s.progress_ns;
+        s.sent = position;
+        while self.slots[slot].sent == position && self.send_fragment(slot, position, source)? == Sent::All {}
+        Ok(())
+    }
+
+    /// Sends the next part of a large job: from `source`, or from the job's own record.
+    fn send_fragment(&mut self, slot: usize, position: Position, source: Option<LargeSource<'_>>) -> OsResult<Sent> {
         let s = &mut self.slots[slot];
         let entry = *s.journal.entry(position);
-        let Some(owned) = &self.table.get(entry.job).owned else {
-            unreachable!("an entry without bytes belongs to a job that owns them");
+        let LargeSource { header, header_block, body } = match (source, &self.table.get(entry.job).owned) {
+            (Some(source), _) => source,
+            (None, Some(owned)) => {
+                let (header_block, body) = owned.payload.split_at(usize::from(owned.header.header_block_size));
+                LargeSource { header: owned.header, header_block, body }
+            }
+            (None, None) => unreachable!("an entry without bytes belongs to a job that owns them"),
         };
-        let (block, body) = owned.payload.split_at(usize::from(owned.header.header_block_size));
         let offset = s.fragment_offset;
-        let block = if offset == 0 { block } else { &[] };
+        let block = if offset == 0 { header_block } else { &[] };
         let room = self.transport.packet_size_max(slot) & !(FRAME_ALIGN - 1);
         let part = (room - FRAME_HEADER_SIZE - FRAGMENT_PREFIX_SIZE - block.len()).min(body.len() - offset);
         let payload_size = block.len() + FRAGMENT_PREFIX_SIZE + part;
@@ -128,8 +159,8 @@ impl<S: Sys> Engine<S> {
             payload_size: payload_size as u32,
             header_block_size: block.len() as u16,
             id: entry.id,
-            flags: owned.header.flags | FLAG_FRAGMENT,
-            ..owned.header
+            flags: header.flags | FLAG_FRAGMENT,
+            ..header
         };
         let padding = frame::frame_size(payload_size) - FRAME_HEADER_SIZE - payload_size;
         let head = header.encode();

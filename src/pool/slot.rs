@@ -4,6 +4,7 @@
 //! Everything here is private to the host; the memory that the worker can write is behind [`SlotMemory`].
 
 use super::journal::{Journal, Position};
+use crate::assembly::Assembly;
 use crate::claim::{self, FrameId};
 use crate::limits::{RING_SIZE, WINDOW_JOBS_MAX};
 use crate::reactor::TimerId;
@@ -40,13 +41,6 @@ pub(super) enum Doom {
     Hostile,
 }
 
-/// A large result on its way.
-#[derive(Debug)]
-pub(super) struct Assembly {
-    pub(super) body: Vec<u8>,
-    pub(super) total: usize,
-}
-
 pub(super) struct Slot {
     pub(super) life: Life,
     pub(super) generation: u32,
@@ -70,10 +64,11 @@ pub(super) struct Slot {
     pub(super) sent: Position,
     /// Bytes of the large job at `sent` that have left.
     pub(super) fragment_offset: usize,
-    /// Bytes of the out-ring that the socket has brought.
+    /// Bytes of the out-ring that the socket has brought. A large result's fragments travel beside the ring.
     pub(super) received: u64,
     /// Bytes of the out-ring that have been read; ahead of `received` when they were read from the ring itself.
     pub(super) read: u64,
+    /// A large result on its way.
     pub(super) assembly: Option<Assembly>,
     /// Stands on the list of slots with something to send.
     pub(super) dirty: bool,

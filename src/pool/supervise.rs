@@ -495,9 +495,9 @@ impl<S: Sys> Engine<S> {
             if now_ns.saturating_sub(self.slots[slot].progress_ns) >= nanos(SLEEP_MAX) {
                 self.transport.rearm(&mut self.reactor, slot)?;
                 // Its results may wait behind a job that never ends.
-                self.drain_slot(slot);
-                if self.slots[slot].life == Life::Running {
-                    self.read_ahead(slot);
+                match self.slots[slot].life {
+                    Life::Running => self.read_ahead(slot),
+                    _ => self.drain_slot(slot),
                 }
             }
         }
@@ -523,14 +523,14 @@ impl<S: Sys> Engine<S> {
         }
         if s.memory.control().phase() == Phase::WaitingForRoom {
             // Its time stands still while results wait for us. One that says so and has sent none is not believed.
-            let received = s.received;
+            let received = self.stats.packets_received;
             self.drain_slot(slot);
             let s = &mut self.slots[slot];
             if s.life != Life::Running {
                 return None;
             }
-            if s.received != received {
-                s.sampled_ns = now_ns;
+            if self.stats.packets_received != received {
+                s.sampled_ns = self.sys.now_ns();
             }
         }
         let s = &mut self.slots[slot];
@@ -542,10 +542,11 @@ impl<S: Sys> Engine<S> {
             self.kill(slot, Doom::Hostile);
             return None;
         };
-        // Time counts from when the claim was first seen, so never early.
+        // Time counts from when the claim was first seen, so never early. By a clock reading after the look: this process
+        // may have stood still since the turn began, and the job not have run so long.
         if word.seq != s.sampled_seq {
             s.sampled_seq = word.seq;
-            s.sampled_ns = now_ns;
+            s.sampled_ns = self.sys.now_ns();
         }
         let limit_ns = if started == 0 {
             self.config.stall_ns
@@ -564,7 +565,7 @@ impl<S: Sys> Engine<S> {
         if now_ns < expiry_ns {
             return Some(expiry_ns);
         }
-        self.expire(slot, now_ns, word.seq, started > 0, limit_ns);
+        self.expire(slot, word.seq, started > 0, limit_ns);
         None
     }
 
@@ -586,7 +587,7 @@ impl<S: Sys> Engine<S> {
     }
 
     /// A deadline has passed: takes everything back, looks once more, and kills only if nothing has moved.
-    fn expire(&mut self, slot: usize, now_ns: u64, seen_seq: u32, running: bool, limit_ns: u64) {
+    fn expire(&mut self, slot: usize, seen_seq: u32, running: bool, limit_ns: u64) {
         self.drain_slot(slot);
         if self.slots[slot].life != Life::Running {
             return;
@@ -596,7 +597,7 @@ impl<S: Sys> Engine<S> {
         let moved = word.seq != seen_seq || (running && !s.in_flight());
         if moved {
             s.sampled_seq = word.seq;
-            s.sampled_ns = now_ns;
+            s.sampled_ns = self.sys.now_ns();
         } else if running {
             self.kill(slot, Doom::TimedOut { after: Duration::from_nanos(limit_ns) });
         } else {

@@ -10,12 +10,13 @@
 mod out;
 mod reply;
 
+use crate::assembly::{Assembly, Taken};
 use crate::claim::{Claim, FrameId};
-use crate::frame::{FLAG_FRAGMENT, FLAG_TIMED, Frame, Frames, Headers, Kind, Status};
+use crate::frame::{FLAG_FRAGMENT, FLAG_TIMED, Frame, Frames, Header, Headers, Kind, Status};
 use crate::limits::{PACKET_SIZE_MAX, PRINTING_NS_MIN, RESULT_DELAY_NS, SEND_BUFFER_SIZE};
 use crate::slot::{Phase, SlotMemory};
 use crate::spin::Spin;
-use crate::sys::{self, OsResult, Received, Sys, TickClock, Wait};
+use crate::sys::{self, OsError, OsResult, Received, Sys, TickClock, Wait};
 use out::Out;
 pub use reply::Reply;
 use std::io::IoSliceMut;
@@ -35,6 +36,8 @@ pub(crate) const EXIT_PROTOCOL: i32 = 70;
 pub(crate) const EXIT_START: i32 = 71;
 /// A system call that must not fail did.
 pub(crate) const EXIT_OS: i32 = 72;
+/// `ENOMEM` on every Linux that Rust knows.
+const ENOMEM: i32 = 12;
 /// The host is gone.
 pub(crate) const EXIT_ORPHAN: i32 = 73;
 
@@ -85,7 +88,9 @@ pub(crate) struct Worker<'h, S: Sys> {
     _lifeline: OwnedFd,
     out: Out<S>,
     handlers: &'h mut Handlers,
-    assembly: Option<Assembly>,
+    large: Option<LargeJob>,
+    /// Memory of the last large job, to be used again.
+    spare: Vec<u8>,
     /// When the job in hand started. Units: nanoseconds of the monotonic clock.
     now_ns: u64,
     clock: TickClock,
@@ -93,21 +98,17 @@ pub(crate) struct Worker<'h, S: Sys> {
     more_at_hand: bool,
 }
 
-/// A large job on its way in.
-struct Assembly {
-    id: u64,
-    code: u32,
-    flags: u8,
+/// A large job on its way in, with the header block of its first fragment.
+struct LargeJob {
     header_block: Vec<u8>,
-    body: Vec<u8>,
-    total: usize,
+    assembly: Assembly,
 }
 
 /// Runs the worker; the process ends with it.
 pub(crate) fn run<S: Sys>(
     sys: S,
     socket: OwnedFd,
-    lifeline: OwnedFd,
+    _lifeline: OwnedFd,
     memory: SlotMemory,
     handlers: &mut Handlers,
 ) -> ! {
@@ -117,8 +118,18 @@ pub(crate) fn run<S: Sys>(
     let out = Out::new(sys.clone(), memory);
     let now_ns = sys.now_ns();
     let clock = TickClock::new(now_ns);
-    let mut worker =
-        Worker { sys, socket, _lifeline: lifeline, out, handlers, assembly: None, now_ns, clock, more_at_hand: false };
+    let mut worker = Worker {
+        sys,
+        socket,
+        _lifeline,
+        out,
+        handlers,
+        large: None,
+        spare: Vec::new(),
+        now_ns,
+        clock,
+        more_at_hand: false,
+    };
     let code = match catch_unwind(AssertUnwindSafe(|| worker.start_and_serve())) {
         Ok(Ok(Left::HostClosed)) => 0,
         Ok(Ok(Left::Protocol)) => EXIT_PROTOCOL,
@@ -169,6 +180,14 @@ impl<S: Sys> Worker<'_, S> {
             };
             self.now_ns = self.sys.now_ns();
             self.clock.set(self.now_ns);
+            if let Some(large) = &mut self.large
+                && large.assembly.take(&mut packet, size) == Taken::Fragment
+            {
+                if let Some(left) = self.run_large()? {
+                    return Ok(left);
+                }
+                continue;
+            }
             for frame in Frames::new(&packet[..size]) {
                 let Ok(frame) = frame else { return Ok(Left::Protocol) };
                 if let Some(left) = self.take(frame)? {
@@ -180,10 +199,16 @@ impl<S: Sys> Worker<'_, S> {
 
     /// The next packet. Results leave before this process waits.
     fn receive(&mut self, packet: &mut [u8], spin: &mut Spin) -> OsResult<Received> {
-        let Self { sys, socket, out, more_at_hand, .. } = self;
-        let mut look = |wait| match sys.recv(socket.as_fd(), &mut [IoSliceMut::new(packet)], wait) {
-            Ok(Received::WouldBlock) => None,
-            other => Some(other),
+        let Self { sys, socket, out, more_at_hand, large, .. } = self;
+        let mut look = |wait| {
+            let received = match large {
+                Some(large) => sys.recv(socket.as_fd(), &mut large.assembly.parts(packet), wait),
+                None => sys.recv(socket.as_fd(), &mut [IoSliceMut::new(packet)], wait),
+            };
+            match received {
+                Ok(Received::WouldBlock) => None,
+                other => Some(other),
+            }
         };
         if !out.is_empty() {
             // Results wait for the next job only where the last one was there already: one at a time, a look first would
@@ -215,7 +240,7 @@ impl<S: Sys> Worker<'_, S> {
             return self.take_fragment(frame);
         }
         // A whole frame in the midst of a large one: the host has taken the large one back.
-        self.assembly = None;
+        self.large = None;
         let job = JobFrame {
             id: frame.header.id,
             code: frame.header.code,
@@ -230,33 +255,39 @@ impl<S: Sys> Worker<'_, S> {
         let Ok(fragment) = frame.fragment() else { return Ok(Some(Left::Protocol)) };
         let id = frame.header.id;
         if fragment.offset == 0 {
-            let Ok(total) = usize::try_from(fragment.total) else { return Ok(Some(Left::Protocol)) };
-            if total > self.handlers.job_size_max {
+            if fragment.total > self.handlers.job_size_max as u64 {
                 return Ok(Some(Left::Protocol));
             }
             let header_block = frame.headers().as_block().to_vec();
-            let body = Vec::with_capacity(total);
-            let (code, flags) = (frame.header.code, frame.header.flags);
-            self.assembly = Some(Assembly { id, code, flags, header_block, body, total });
+            self.large = match Assembly::begin(frame.header, &fragment, std::mem::take(&mut self.spare)) {
+                Ok(assembly) => Some(LargeJob { header_block, assembly }),
+                Err(_) => return Err(OsError { call: "memory for a large job", errno: ENOMEM }),
+            };
+            return self.run_large();
         }
-        match &mut self.assembly {
-            Some(a) if a.id == id && a.body.len() as u64 == fragment.offset && a.total as u64 == fragment.total => {
-                a.body.extend_from_slice(fragment.part);
-                if a.body.len() < a.total {
-                    return Ok(None);
-                }
-            }
-            // A part of something whose beginning was taken back, or nonsense: the claim word tells which.
-            _ => {
-                self.assembly = None;
-                let word = self.out.control().claim.load();
-                let void = word.epoch != FrameId::from_bits(id).epoch;
-                return Ok(if void { None } else { Some(Left::Protocol) });
-            }
+        if let Some(large) = &mut self.large
+            && large.assembly.header().id == id
+            && large.assembly.push(&fragment)
+        {
+            return self.run_large();
         }
-        let Some(a) = self.assembly.take() else { return Ok(None) };
-        let headers = Headers::from_block(&a.header_block);
-        self.claim_and_run(JobFrame { id: a.id, code: a.code, flags: a.flags, headers, body: &a.body })
+        // A part of something whose beginning was taken back, or nonsense: the claim word tells which.
+        self.large = None;
+        let word = self.out.control().claim.load();
+        let void = word.epoch != FrameId::from_bits(id).epoch;
+        Ok(if void { None } else { Some(Left::Protocol) })
+    }
+
+    /// A fragment has been added to the large job: runs it if it is whole.
+    fn run_large(&mut self) -> OsResult<Option<Left>> {
+        let Some(LargeJob { header_block, assembly }) = self.large.take_if(|l| l.assembly.is_whole()) else {
+            return Ok(None);
+        };
+        let &Header { id, code, flags, .. } = assembly.header();
+        let headers = Headers::from_block(&header_block);
+        let left = self.claim_and_run(JobFrame { id, code, flags, headers, body: assembly.body() });
+        self.spare = assembly.into_spare();
+        left
     }
 
     /// The time now, as the end of the job in hand. Its own clock reading where the host compares it with its own.

@@ -7,6 +7,7 @@ use super::reply::{Reply, Spilled};
 use crate::frame::{self, FLAG_FRAGMENT, FLAG_TIMED, Header, Kind, Status};
 use crate::limits::{
     FRAGMENT_PREFIX_SIZE, FRAME_ALIGN, FRAME_HEADER_SIZE, MESSAGE_SIZE_MAX, PACK_SIZE_MAX, PACKET_SIZE_MAX,
+    SPARE_SIZE_MAX,
 };
 use crate::slot::{Control, Phase, SlotMemory};
 use crate::sys::{self, OsError, OsResult, Sent, Sys, Wait};
@@ -117,21 +118,26 @@ impl<S: Sys> Out<S> {
             }
             Spilled::Outside(_) => {
                 let body = std::mem::take(&mut self.spill);
-                let result = self.send_fragments(socket, &body, times, header, now_ns);
-                self.spill = body;
+                let result = self.send_fragments(socket, &body, times, header);
+                if body.capacity() <= SPARE_SIZE_MAX {
+                    self.spill = body;
+                }
                 result
             }
         }
     }
 
+    /// Sends a large reply in fragments, each a packet of its own, beside the ring: salvage has no use for a part of a
+    /// result, and a whole one is in the socket.
     fn send_fragments(
         &mut self,
         socket: BorrowedFd<'_>,
         body: &[u8],
         times: Option<(u64, u64)>,
         header: impl Fn(usize, u8) -> Header,
-        now_ns: u64,
     ) -> OsResult<()> {
+        self.flush(socket)?;
+        sys::flush_rust_stdout();
         let mut whole = [0; TIMES_SIZE];
         let lead = match times {
             Some((start, end)) => {
@@ -146,22 +152,21 @@ impl<S: Sys> Out<S> {
         let part_max = self.packet_size_max - FRAME_HEADER_SIZE - FRAGMENT_PREFIX_SIZE;
         let mut offset = 0;
         while offset < total {
-            self.flush(socket)?;
             let part = part_max.min(total - offset);
             let payload_size = FRAGMENT_PREFIX_SIZE + part;
-            let size = frame::frame_size(payload_size);
-            let room = self.memory.out_ring_mut().slice_mut(self.published, size);
-            let (head, rest) = room.split_at_mut(FRAME_HEADER_SIZE);
-            head.copy_from_slice(&header(payload_size, flags).encode());
-            let (prefix, rest) = rest.split_at_mut(FRAGMENT_PREFIX_SIZE);
-            prefix.copy_from_slice(&frame::fragment_prefix(total as u64, offset as u64));
-            let (bytes, padding) = rest.split_at_mut(part);
+            let padding = frame::frame_size(payload_size) - FRAME_HEADER_SIZE - payload_size;
             let from_lead = lead.len().saturating_sub(offset).min(part);
-            bytes[..from_lead].copy_from_slice(&lead[offset.min(lead.len())..][..from_lead]);
-            let from = (offset + from_lead) - lead.len();
-            bytes[from_lead..].copy_from_slice(&body[from..from + part - from_lead]);
-            padding.fill(0);
-            self.publish(size, now_ns);
+            let from = offset + from_lead - lead.len();
+            self.send(
+                socket,
+                &[
+                    IoSlice::new(&header(payload_size, flags).encode()),
+                    IoSlice::new(&frame::fragment_prefix(total as u64, offset as u64)),
+                    IoSlice::new(&lead[offset.min(lead.len())..][..from_lead]),
+                    IoSlice::new(&body[from..from + part - from_lead]),
+                    IoSlice::new(&[0; FRAME_ALIGN][..padding]),
+                ],
+            )?;
             offset += part;
         }
         Ok(())
@@ -216,25 +221,30 @@ impl<S: Sys> Out<S> {
         }
         while !self.is_empty() {
             let size = self.next_packet_size();
-            let bytes = self.memory.out_ring().slice(self.sent, size);
-            let sent = self.sys.send(socket, &[IoSlice::new(bytes)], Wait::Never)?;
-            let sent = if sent == Sent::WouldBlock {
-                self.memory.control().set_phase(Phase::WaitingForRoom);
-                let sent = self.sys.send(socket, &[IoSlice::new(bytes)], Wait::UntilReady);
-                self.memory.control().set_phase(Phase::Working);
-                sent?
-            } else {
-                sent
-            };
+            self.send(socket, &[IoSlice::new(self.memory.out_ring().slice(self.sent, size))])?;
+            self.sent = self.sent.wrapping_add(size as u64);
+        }
+        Ok(())
+    }
+
+    /// Sends one packet; waits until the host has room for it, and says so.
+    fn send(&self, socket: BorrowedFd<'_>, parts: &[IoSlice<'_>]) -> OsResult<()> {
+        loop {
+            let mut sent = self.sys.send(socket, parts, Wait::Never)?;
+            if sent == Sent::WouldBlock {
+                self.control().set_phase(Phase::WaitingForRoom);
+                let result = self.sys.send(socket, parts, Wait::UntilReady);
+                self.control().set_phase(Phase::Working);
+                sent = result?;
+            }
             match sent {
-                Sent::All => self.sent = self.sent.wrapping_add(size as u64),
+                Sent::All => return Ok(()),
                 Sent::WouldBlock => {}
                 // No event will tell when memory is back.
                 Sent::NoMemory => self.sys.yield_now(),
                 Sent::Closed => return Err(OsError { call: "sendmsg", errno: EPIPE }),
             }
         }
-        Ok(())
     }
 
     /// The whole frames that fit the next packet: at least one.
