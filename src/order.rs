@@ -25,7 +25,7 @@ const KEPT: usize = 2;
 
 /// A bounded reorder buffer for results numbered from 0.
 pub struct Reorder {
-    /// Where in the arena each number's result begins, by number modulo the window.
+    /// Where in the arena each number's result begins, by number modulo their count, which is at least the window.
     offsets: Vec<usize>,
     /// State and size of each number's result: [`MISSING`], [`NOTHING`], or its size plus [`KEPT`].
     lens: Vec<usize>,
@@ -51,10 +51,12 @@ impl Reorder {
     /// When `window` is 0.
     pub fn new(window: usize, bytes_limit: usize) -> Self {
         assert!(window > 0, "a window of at least one number");
+        // A mask finds a number's place without a division.
+        let places = window.next_power_of_two();
         Self {
             // All zero: the kernel gives the pages when they are first used.
-            offsets: vec![0; window],
-            lens: vec![MISSING; window],
+            offsets: vec![0; places],
+            lens: vec![MISSING; places],
             window: window as u64,
             bytes_limit,
             oldest: 0,
@@ -149,8 +151,9 @@ impl Reorder {
         self.end = self.end.max(n + 1);
     }
 
+    #[inline]
     fn index(&self, n: u64) -> usize {
-        (n % self.window) as usize
+        n as usize & (self.lens.len() - 1)
     }
 
     /// Moves what is kept together when the holes outweigh it. Each byte moved, and each number looked at, was paid

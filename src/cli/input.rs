@@ -3,13 +3,14 @@
 //! Owns the input and one buffer. Never reads ahead of what is asked for, and never sleeps in a read of a pipe or a
 //! terminal as long as the caller asks [`Input::is_ready`] first. The buffer is [`BUFFER_SIZE`] as a rule; one long
 //! record makes it grow, at most to the record limit, and it shrinks afterwards. What is longer than the limit is
-//! counted as it is thrown away.
+//! counted as it is thrown away. A pipe is given more room, so that its writer is not woken for each 64 KiB.
 
 use super::report::Fatal;
-use crate::sys::{Interest, Linux, PollFd, Sys};
+use crate::sys::{self, Interest, Linux, PollFd, Sys};
 use std::fs::File;
 use std::io::{ErrorKind, Read};
 use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::FileTypeExt;
 
 /// Bytes that are asked for at once.
 const BUFFER_SIZE: usize = 512 << 10;
@@ -63,7 +64,11 @@ pub(crate) struct Input<R = File> {
 impl Input<File> {
     /// Reads records of at most `record_size_max` bytes from `file`.
     pub(crate) fn new(file: File, terminator: u8, record_size_max: usize) -> Self {
-        let is_always_ready = file.metadata().is_ok_and(|m| m.is_file());
+        let kind = file.metadata().map(|m| m.file_type());
+        let is_always_ready = kind.as_ref().is_ok_and(|k| k.is_file());
+        if kind.is_ok_and(|k| k.is_fifo()) {
+            sys::enlarge_pipe(file.as_fd());
+        }
         Self { is_always_ready, ..Self::over(file, terminator, record_size_max) }
     }
 
@@ -100,6 +105,37 @@ impl<R: Read> Input<R> {
         }
     }
 
+    /// Hands out the whole records that are at hand, one after the other, until `take` refuses one, which stays. Says
+    /// nothing about why it ended: [`Input::peek`] does.
+    ///
+    /// The same as `peek` and [`Input::consume`] in turn, for the records that need no thought: all of a run's state
+    /// but the buffer stays in registers.
+    #[inline]
+    pub(crate) fn take_records(&mut self, mut take: impl FnMut(&[u8]) -> bool) {
+        if self.skipped.is_some() || !matches!(self.found, Found::Nothing) {
+            return;
+        }
+        let bytes = &self.buffer[..self.end];
+        let (mut start, mut scanned) = (self.start, self.scanned);
+        loop {
+            let Some(at) = find(self.terminator, &bytes[scanned..]) else {
+                scanned = bytes.len();
+                break;
+            };
+            let size = scanned + at - start;
+            if size > self.record_size_max {
+                break;
+            }
+            if !take(&bytes[start..start + size]) {
+                self.found = Found::Record { size, is_terminated: true };
+                break;
+            }
+            start += size + 1;
+            scanned = start;
+        }
+        (self.start, self.scanned) = (start, scanned);
+    }
+
     /// The next record. The same one, without another search, until it is consumed.
     #[inline]
     pub(crate) fn peek(&mut self) -> Next<'_> {
@@ -125,7 +161,7 @@ impl<R: Read> Input<R> {
     }
 
     fn search(&mut self) {
-        let terminator_at = memchr::memchr(self.terminator, &self.buffer[self.scanned..self.end]);
+        let terminator_at = find(self.terminator, &self.buffer[self.scanned..self.end]);
         let size = terminator_at.map_or(self.end, |at| self.scanned + at) - self.start;
         if let Some(skipped) = self.skipped {
             // Everything up to the terminator belongs to the record that is being thrown away.
@@ -212,10 +248,35 @@ impl<R: Read> Input<R> {
     }
 }
 
+/// Where the terminator is.
+///
+/// Short records are the rule, and for them a call of `memchr` costs more than the search: the first 16 bytes are looked
+/// at here, eight at a time.
+#[inline]
+fn find(terminator: u8, bytes: &[u8]) -> Option<usize> {
+    const LOW: u64 = u64::MAX / 0xff;
+    const HIGH: u64 = LOW << 7;
+    let pattern = LOW * u64::from(terminator);
+    let mut rest = bytes;
+    for at in [0, 8] {
+        let Some((word, after)) = rest.split_first_chunk::<8>() else { break };
+        // A byte that is the terminator becomes zero, and a borrow out of it marks it; the lowest mark is always true.
+        let differences = u64::from_le_bytes(*word) ^ pattern;
+        let marks = differences.wrapping_sub(LOW) & !differences & HIGH;
+        if marks != 0 {
+            return Some(at + marks.trailing_zeros() as usize / 8);
+        }
+        rest = after;
+    }
+    memchr::memchr(terminator, rest).map(|at| bytes.len() - rest.len() + at)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use std::io::Write;
+    use std::os::fd::OwnedFd;
 
     /// Gives its bytes in pieces of the sizes given, over and over.
     struct Pieces {
@@ -242,12 +303,22 @@ mod tests {
         TooLarge(u64),
     }
 
-    fn read_all(bytes: &[u8], sizes: &[usize], limit: usize) -> (Vec<Got>, usize) {
+    /// Reads everything; `taken_max` records at a time are taken from [`Input::take_records`] between two peeks.
+    fn read_all_by(bytes: &[u8], sizes: &[usize], limit: usize, taken_max: usize) -> (Vec<Got>, usize) {
         let pieces = Pieces { bytes: bytes.to_vec(), at: 0, sizes: sizes.to_vec(), turn: 0 };
         let mut input = Input::over(pieces, b'\n', limit);
         let mut got = Vec::new();
         let mut largest = 0;
         loop {
+            let mut left = taken_max;
+            input.take_records(|r| {
+                let is_taken = left > 0;
+                if is_taken {
+                    got.push(Got::Record(r.to_vec()));
+                    left -= 1;
+                }
+                is_taken
+            });
             match input.peek() {
                 Next::Record(r) => got.push(Got::Record(r.to_vec())),
                 Next::TooLarge(n) => got.push(Got::TooLarge(n)),
@@ -260,6 +331,10 @@ mod tests {
             }
             input.consume();
         }
+    }
+
+    fn read_all(bytes: &[u8], sizes: &[usize], limit: usize) -> (Vec<Got>, usize) {
+        read_all_by(bytes, sizes, limit, 0)
     }
 
     /// The same, naively.
@@ -291,6 +366,45 @@ mod tests {
     }
 
     #[test]
+    fn a_refused_record_stays() {
+        let pieces = Pieces { bytes: b"a\nb\nc\n".to_vec(), at: 0, sizes: vec![9], turn: 0 };
+        let mut input = Input::over(pieces, b'\n', 10);
+        assert!(input.fill().unwrap());
+        let mut seen = Vec::new();
+        input.take_records(|r| {
+            seen.push(r.to_vec());
+            r != b"b"
+        });
+        assert_eq!(seen, [b"a", b"b"]);
+        // It has been found and is not looked for again.
+        assert!(matches!(input.found, Found::Record { size: 1, is_terminated: true }));
+        input.take_records(|_| panic!("a record waits to be consumed"));
+        assert_eq!(input.peek(), Next::Record(b"b"));
+        input.consume();
+        assert_eq!(input.peek(), Next::Record(b"c"));
+    }
+
+    #[test]
+    fn the_terminator_is_found_wherever_it_is() {
+        // Neighbours that differ in one bit are what a search by words may take for it.
+        for terminator in [0, b'\n', 0x7f, 0x80, 0xff] {
+            for other in [terminator ^ 1, terminator.wrapping_add(1), terminator ^ 0x80] {
+                for size in 0..40 {
+                    let mut bytes = vec![other; size];
+                    assert_eq!(find(terminator, &bytes), None);
+                    for at in 0..size {
+                        bytes.fill(other);
+                        bytes[at] = terminator;
+                        assert_eq!(find(terminator, &bytes), Some(at));
+                        bytes[at..].fill(terminator);
+                        assert_eq!(find(terminator, &bytes), Some(at));
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
     fn long_records_grow_the_buffer_to_the_limit_and_no_further() {
         let limit = 3 << 20;
         for size in [limit - 1, limit, limit + 1, 20 << 20] {
@@ -306,6 +420,31 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_pipe_gets_room_and_keeps_what_is_in_it() {
+        let (reader, mut writer) = std::io::pipe().unwrap();
+        writer.write_all(b"a\n").unwrap();
+        // Bytes that fit before a writer would sleep.
+        let room = |mut pipe: &std::io::PipeWriter| {
+            let mut size = 0;
+            while Linux.poll(&mut [PollFd::new(pipe.as_fd(), Interest::WRITE)], Some(0)).unwrap() > 0 {
+                size += pipe.write(&[b'x'; 4096]).unwrap();
+            }
+            size
+        };
+        let file = || File::from(OwnedFd::from(reader.try_clone().unwrap()));
+        let mut input = Input::new(file(), b'\n', 10);
+        let limit = std::fs::read_to_string("/proc/sys/fs/pipe-max-size").unwrap();
+        // The first page has two bytes in it.
+        assert_eq!(room(&writer), limit.trim().parse::<usize>().unwrap().min(1 << 20) - 4096);
+        drop(Input::new(file(), b'\n', 10));
+        assert_eq!(room(&writer), 0, "enlarged once");
+        assert!(input.fill().unwrap());
+        assert_eq!(input.peek(), Next::Record(b"a"));
+        // No pipe: nothing happens.
+        sys::enlarge_pipe(tempfile::tempfile().unwrap().as_fd());
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
@@ -314,8 +453,9 @@ mod tests {
             bytes in prop::collection::vec(prop_oneof![Just(b'\n'), Just(b'a'), any::<u8>()], 0..300),
             sizes in prop::collection::vec(1usize..40, 1..5),
             limit in 0usize..20,
+            taken_max in 0usize..10,
         ) {
-            prop_assert_eq!(read_all(&bytes, &sizes, limit).0, split(&bytes, limit));
+            prop_assert_eq!(read_all_by(&bytes, &sizes, limit, taken_max).0, split(&bytes, limit));
         }
     }
 }

@@ -4,7 +4,8 @@
 //! likes, and must stay in blocking mode because it is shared with other processes. So a thread of its own, started
 //! with the first bytes and so after the pool has forked, writes one buffer while the main loop fills the other.
 //! A slow reader thereby makes writes larger, and a stalled one stops the input (see [`Streams::is_stalled`]) and
-//! nothing else.
+//! nothing else. The pipe itself is left as it is: more room in it measured no faster, and what is in it when a reader
+//! leaves was computed for nobody.
 
 use crate::sys::{Interest, Linux, OsResult, PollFd, Sys};
 use std::fs::File;
@@ -112,6 +113,10 @@ impl Output {
     /// Adds a result and its terminator.
     #[inline]
     fn push(&mut self, body: &[u8], terminator: u8) {
+        // Asked once for both, so that neither has to ask again.
+        if self.buffer.capacity() - self.buffer.len() <= body.len() {
+            self.buffer.reserve((body.len() + 1).max(WRITE_SIZE));
+        }
         self.buffer.extend_from_slice(body);
         self.buffer.push(terminator);
         if self.buffer.len() >= WRITE_SIZE {

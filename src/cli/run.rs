@@ -99,6 +99,17 @@ impl Sink {
     /// Takes the outcome of one job; numbers count from 1.
     #[inline]
     fn deliver(&mut self, number: u64, outcome: &Outcome<&[u8]>) {
+        if let (Outcome::Done(body), None) = (outcome, &self.order) {
+            self.tally.done += 1;
+            self.streams.push_result(body, self.terminator);
+        } else {
+            self.deliver_with_care(number, outcome);
+        }
+    }
+
+    /// As [`Sink::deliver`], for results that are to be put in order and jobs that were not done.
+    #[inline(never)]
+    fn deliver_with_care(&mut self, number: u64, outcome: &Outcome<&[u8]>) {
         self.tally.count(outcome);
         let body = match outcome {
             Outcome::Done(body) => Some(*body),
@@ -107,18 +118,33 @@ impl Sink {
                 None
             }
         };
-        let (streams, terminator) = (&mut self.streams, self.terminator);
-        match (&mut self.order, body) {
-            (Some(order), _) => order.insert(number - 1, body, |_, body| {
+        if let Some(order) = &mut self.order {
+            let (streams, terminator) = (&mut self.streams, self.terminator);
+            order.insert(number - 1, body, |_, body| {
                 if let Some(body) = body {
                     streams.push_result(body, terminator);
                 }
-            }),
-            (None, Some(body)) => streams.push_result(body, terminator),
-            (None, None) => {}
+            });
+        } else if let Some(body) = body {
+            self.streams.push_result(body, self.terminator);
         }
     }
 
+    /// Submits one job, if its result may come now and the pool has room.
+    #[inline]
+    fn submit(&self, pool: &mut Pool, handler: HandlerId, number: u64, body: &[u8]) -> Result<(), Fed> {
+        if !self.admits(number) {
+            return Err(Fed::Full);
+        }
+        match pool.try_submit(Job::new(handler, body).tag(number)) {
+            Ok(_) => Ok(()),
+            Err(TrySubmitError::Full(_)) => Err(Fed::Full),
+            // Nobody drains this pool before its input is over.
+            Err(TrySubmitError::Draining(_)) => Err(Fed::Over),
+        }
+    }
+
+    #[inline]
     fn admits(&self, number: u64) -> bool {
         self.order.as_ref().is_none_or(|order| order.admits(number - 1))
     }
@@ -245,20 +271,24 @@ impl Run {
     /// Submits as many records as there is room for.
     fn feed(&mut self) -> Result<Fed, Fatal> {
         while self.is_input_wanted {
-            let number = self.sink.tally.jobs + 1;
-            if self.unfinished >= self.window.limit || !self.sink.admits(number) || self.sink.streams.is_stalled() {
+            // Nothing in the loop over records at hand changes these two.
+            if self.unfinished >= self.window.limit || self.sink.streams.is_stalled() {
                 return Ok(Fed::Full);
             }
+            if let Some(fed) = self.submit_records() {
+                return Ok(fed);
+            }
+            let number = self.sink.tally.jobs + 1;
             match self.input.peek() {
-                Next::Record(body) => match self.pool.try_submit(Job::new(self.handler, body).tag(number)) {
-                    Ok(_) => self.unfinished += 1,
-                    Err(TrySubmitError::Full(_)) => return Ok(Fed::Full),
-                    Err(TrySubmitError::Draining(_)) => {
-                        self.is_input_wanted = false;
-                        break;
-                    }
+                // The last one, without a terminator, or one that was refused before.
+                Next::Record(body) => match self.sink.submit(&mut self.pool, self.handler, number, body) {
+                    Ok(()) => self.unfinished += 1,
+                    Err(fed) => return Ok(fed),
                 },
                 Next::TooLarge(size) => {
+                    if !self.sink.admits(number) {
+                        return Ok(Fed::Full);
+                    }
                     let limit = crate::limits::JOB_SIZE_MAX as u64;
                     let outcome = Outcome::Rejected { reason: Reason::TooLarge { size, limit } };
                     self.sink.deliver(number, &outcome);
@@ -278,6 +308,24 @@ impl Run {
             self.sink.tally.jobs += 1;
         }
         Ok(Fed::Over)
+    }
+
+    /// Submits the whole records that are at hand. Returns why it stopped before their end.
+    fn submit_records(&mut self) -> Option<Fed> {
+        let Self { pool, handler, input, unfinished, window, sink, .. } = self;
+        let first = sink.tally.jobs + 1;
+        let end = first + (window.limit - *unfinished) as u64;
+        let mut number = first;
+        let mut stopped = None;
+        input.take_records(|body| {
+            stopped = if number == end { Some(Fed::Full) } else { sink.submit(pool, *handler, number, body).err() };
+            number += u64::from(stopped.is_none());
+            stopped.is_none()
+        });
+        let taken = number - first;
+        sink.tally.jobs += taken;
+        *unfinished += taken as usize;
+        stopped
     }
 
     /// Reads once if that does not sleep. Returns whether it did.
