@@ -13,8 +13,9 @@ use super::report::{
     print_lines,
 };
 use crate::order::Reorder;
+use crate::pool::Bulk;
 use crate::sys::{self, Interest, Linux, OsError, PollFd, SignalFd, SignalSet, Sys};
-use crate::{HandlerId, Job, Outcome, Pool, Reason, TrySubmitError};
+use crate::{HandlerId, Outcome, Pool, Reason, TrySubmitError};
 use std::io::ErrorKind;
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
@@ -132,12 +133,12 @@ impl Sink {
 
     /// Submits one job, if its result may come now and the pool has room.
     #[inline]
-    fn submit(&self, pool: &mut Pool, handler: HandlerId, number: u64, body: &[u8]) -> Result<(), Fed> {
+    fn submit(&self, bulk: &mut Bulk<'_>, number: u64, body: &[u8]) -> Result<(), Fed> {
         if !self.admits(number) {
             return Err(Fed::Full);
         }
-        match pool.try_submit(Job::new(handler, body).tag(number)) {
-            Ok(_) => Ok(()),
+        match bulk.try_submit(body, number) {
+            Ok(()) => Ok(()),
             Err(TrySubmitError::Full(_)) => Err(Fed::Full),
             // Nobody drains this pool before its input is over.
             Err(TrySubmitError::Draining(_)) => Err(Fed::Over),
@@ -281,7 +282,7 @@ impl Run {
             let number = self.sink.tally.jobs + 1;
             match self.input.peek() {
                 // The last one, without a terminator, or one that was refused before.
-                Next::Record(body) => match self.sink.submit(&mut self.pool, self.handler, number, body) {
+                Next::Record(body) => match self.sink.submit(&mut self.pool.bulk(self.handler), number, body) {
                     Ok(()) => self.unfinished += 1,
                     Err(fed) => return Ok(fed),
                 },
@@ -313,12 +314,13 @@ impl Run {
     /// Submits the whole records that are at hand. Returns why it stopped before their end.
     fn submit_records(&mut self) -> Option<Fed> {
         let Self { pool, handler, input, unfinished, window, sink, .. } = self;
+        let mut bulk = pool.bulk(*handler);
         let first = sink.tally.jobs + 1;
         let end = first + (window.limit - *unfinished) as u64;
         let mut number = first;
         let mut stopped = None;
         input.take_records(|body| {
-            stopped = if number == end { Some(Fed::Full) } else { sink.submit(pool, *handler, number, body).err() };
+            stopped = if number == end { Some(Fed::Full) } else { sink.submit(&mut bulk, number, body).err() };
             number += u64::from(stopped.is_none());
             stopped.is_none()
         });

@@ -4,6 +4,8 @@
 //! of its result back, `supervise` what happens when workers hang or die. Nothing here names a system call.
 
 mod builder;
+#[cfg(feature = "cli")]
+mod bulk;
 mod engine;
 mod hook;
 mod iter;
@@ -24,6 +26,8 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
 pub use builder::{Builder, default_workers};
+#[cfg(feature = "cli")]
+pub(crate) use bulk::Bulk;
 pub use hook::{Event, Step};
 pub use iter::{Map, Unordered};
 pub use job::{Completion, HandlerId, HandlerRef, Job};
@@ -159,6 +163,8 @@ impl<S: Sys> Pool<S> {
                 break;
             }
         }
+        // There is room again, which the caller fills, or else has nothing to fill it with.
+        engine.more_inputs &= delivered == 0;
         settling.finish()?;
         Ok(delivered)
     }
