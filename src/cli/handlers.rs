@@ -69,7 +69,7 @@ fn duration(bytes: &[u8]) -> Result<Duration> {
 /// One pass from one slice to the other: the compiler makes vector instructions of it, also for short bodies, and it
 /// measured faster there than a copy followed by `make_ascii_uppercase`, or than whole vectors over a padded copy.
 #[inline]
-fn upper(body: &[u8], reply: &mut [u8]) {
+pub(super) fn upper(body: &[u8], reply: &mut [u8]) {
     for (to, from) in reply.iter_mut().zip(body) {
         *to = from.to_ascii_uppercase();
     }

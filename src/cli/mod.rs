@@ -7,6 +7,7 @@
 //! started before the pool has forked.
 
 mod args;
+pub mod bench;
 mod config;
 mod handlers;
 mod input;

@@ -1,9 +1,9 @@
 //! What only the command needs of the kernel.
 //!
 //! # Source
-//! `setsid(2)`, `fcntl(2)` (`F_SETPIPE_SZ`), `pipe(7)`.
+//! `setsid(2)`, `fcntl(2)` (`F_SETPIPE_SZ`), `pipe(7)`, `waitpid(2)`, `prctl(2)` (`PR_SET_TIMERSLACK`).
 
-use super::{OsError, OsResult};
+use super::{OsError, OsResult, Pid};
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 /// What pipes are enlarged to: the most that the kernel gives anybody unless its administrator has said otherwise.
@@ -27,4 +27,20 @@ pub(crate) fn become_session_leader() -> OsResult<()> {
     // SAFETY: setsid(2) takes no argument.
     let n = unsafe { libc::setsid() };
     if n < 0 { Err(OsError::last("setsid")) } else { Ok(()) }
+}
+
+/// Waits until a child of this process has ended, and reaps it.
+pub(crate) fn wait_for_child(pid: Pid) -> OsResult<()> {
+    super::retry_interrupted("waitpid", || {
+        // SAFETY: waitpid(2) allows a null status.
+        unsafe { libc::waitpid(pid, std::ptr::null_mut(), 0) as isize }
+    })
+    .map(drop)
+}
+
+/// How late this process's sleeps may end so that they can share a wake-up; forked children inherit it. Units: nanoseconds,
+/// at least one. The kernel's default is 50,000.
+pub(crate) fn set_timer_slack(ns: u64) -> OsResult<()> {
+    // Zero would set the default back.
+    nix::sys::prctl::set_timerslack(ns.max(1)).map_err(|e| OsError::from_nix("prctl", e))
 }

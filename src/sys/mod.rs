@@ -39,7 +39,7 @@ pub use signal::{SignalFd, SignalSet};
 pub use socket::{FDS_MAX, Passed};
 
 #[cfg(feature = "cli")]
-pub(crate) use cli::{become_session_leader, enlarge_pipe};
+pub(crate) use cli::*;
 pub(crate) use process::*;
 #[cfg(feature = "cli")]
 pub(crate) use signal::{block_all, die_by_signal, raise_default};
