@@ -820,7 +820,7 @@ fn options_that_do_not_work_yet_do_not_exist() {
         assert_eq!(ran.code(), 2, "{option}");
         assert!(ran.stderr.starts_with("seqpool: unexpected argument '--"), "{option}: {}", ran.stderr);
     }
-    for command in ["study", "bench", "serve", "submit", "status", "replay"] {
+    for command in ["study", "serve", "submit", "status", "replay"] {
         assert_eq!(run_command(seqpool(&[command]), b"").code(), 2, "{command}");
     }
 }
@@ -832,6 +832,7 @@ fn help_and_version_go_to_standard_output() {
         (&["run", "--help"], "leak-child"),
         (&["run", "-h"], "--keep-order"),
         (&["--version"], concat!("seqpool ", env!("CARGO_PKG_VERSION"))),
+        (&["bench", "--help"], "--repeat"),
         (&["run", "-V"], concat!("seqpool ", env!("CARGO_PKG_VERSION"))),
     ] {
         let ran = run_command(seqpool(args), b"");

@@ -44,6 +44,10 @@ const UNSAFE_ALLOWED: &[&str] = &["src/sys/", "src/ring.rs", "src/ring/", "src/c
 const C_LIBRARY_ALLOWED: &str = "src/sys/";
 const C_LIBRARY: &[&str] = &["libc", "nix"];
 
+/// The limits that the pool is measured against, and all that they may name.
+const BARE: &str = "src/cli/bench/bare/";
+const BARE_ALLOWED: &[&str] = &["cli", "limits", "sys"];
+
 /// What an embedder gets as direct dependencies with `default-features = false`.
 const CORE_DEPENDENCIES: &[&str] = &["libc", "memchr", "nix"];
 
@@ -205,6 +209,9 @@ fn check_floors(path: &str, tokens: &[Token], report: Report<'_>) {
         return report(1, format!("module `{own}` is on no floor: assign it in tests/floors.rs"));
     };
     for (line, target) in paths_through_root(&module, tokens) {
+        if path.starts_with(BARE) && !BARE_ALLOWED.contains(&target.as_str()) {
+            report(line, format!("a limit names `crate::{target}`: limits share no code with the pool"));
+        }
         if &target == own {
             continue;
         }
@@ -718,6 +725,15 @@ fn bites_on_the_c_library_outside_sys() {
         "src/frame.rs",
         "const A: &[u8] = b\"nix\"; const Q: char = '\"'; const R: char = '\\''; struct L<'nix>(&'nix ());",
     );
+}
+
+#[test]
+fn bites_on_pool_code_in_a_limit() {
+    for line in ["use crate::frame::Frame;", "use crate::Pool;", "use super::super::super::super::ring::Ring;"] {
+        bites("src/cli/bench/bare/packed.rs", line, &["2: a limit names `crate::"]);
+        passes("src/cli/bench/measures.rs", &line.replace("super::super::super::super", "crate"));
+    }
+    passes("src/cli/bench/bare/packed.rs", "use crate::{cli::handlers::upper, limits, sys};");
 }
 
 #[test]

@@ -13,7 +13,9 @@ Examples:
   find /usr/include -type f | seqpool run sha256
       what sha256sum prints, computed in parallel
   printf 'ok\\nsignal 9\\nok\\n' | seqpool run fault
-      one job crashes, the others do not notice";
+      one job crashes, the others do not notice
+  seqpool bench --quick
+      what this machine does, beside what its kernel allows";
 
 const HANDLERS: &str = "\
 Handlers:
@@ -37,6 +39,35 @@ Examples:
   seq 1 1000000 | seqpool run -k upper
   find . -type f -print0 | seqpool run -0 sha256
   seqpool run -j4 --timeout 200ms -a jobs.txt fault";
+
+const BENCH: &str = "\
+Tests, each at 2 workers and for each transport, beside a limit that bare system
+calls reach in the same run, in turn with it:
+  throughput  jobs a second, 64 bytes upper-cased; limit: packed echo, and, as a
+              variant, one message a system call
+  latency     one job at a time, median; limit: ping-pong that waits as the pool
+              does, and, as variants, ones where both sides sleep: where the
+              kernel puts them, and on two CPUs
+  large       1 MiB there and back; limit: fragments
+  uneven      400 jobs of 0.5 and 10 ms: how long all take, over the ideal of
+              list scheduling for the run times that the workers measured
+  spawn       from the start to a result of every worker; limit: as many times
+              fork, exit and wait
+  rss         the host's resident memory at its peak; limit: a bare process and
+              the rings as they are mapped
+
+Ratio is value / limit. A row is marked as default if its transport is the one
+that a pool has unless told otherwise.
+
+Exit codes:
+  0      measured
+  2      wrong usage, or something could not be measured or written
+  128+n  ended by signal n
+
+Examples:
+  seqpool bench
+  seqpool bench --quick --json bench.json
+  seqpool bench --repeat 15 --pin 0-1";
 
 /// A crash-proof process pool: runs each record of its input as a job in forked workers.
 #[derive(Debug, Parser)]
@@ -63,6 +94,59 @@ pub(crate) enum Command {
     /// notice.
     #[command(display_name = "seqpool", after_help = HANDLERS)]
     Run(RunArgs),
+
+    /// Measure the pool beside what the kernel allows
+    ///
+    /// Measures the pool on this machine, each figure beside a limit that bare system calls reach in the same run. The
+    /// two take turns (A B A B), and the median, least and greatest of all rounds are reported: a table on standard
+    /// output and, if asked for, JSON in a file.
+    #[command(display_name = "seqpool", after_help = BENCH)]
+    Bench(BenchArgs),
+}
+
+/// The options of `seqpool bench`.
+#[derive(Debug, Args)]
+pub(crate) struct BenchArgs {
+    /// Smaller sizes and fewer rounds: 40 seconds at most on two cores
+    #[arg(long)]
+    pub(crate) quick: bool,
+
+    /// Rounds of each measurement, from 1 to 1000 [default: 7, quick: 3]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub(crate) repeat: Option<u32>,
+
+    /// Run on these CPUs only, workers included, such as 0,2 or 0-3
+    #[arg(long, value_name = "CPUS", value_parser = parse_cpus)]
+    pub(crate) pin: Option<CpuList>,
+
+    /// Write the machine and all results as JSON to FILE when all is measured
+    #[arg(long, value_name = "FILE")]
+    pub(crate) json: Option<PathBuf>,
+}
+
+/// CPUs by their numbers, ascending, at least one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct CpuList(pub(crate) Vec<usize>);
+
+/// No Linux has as many CPUs; keeps a mistyped range from filling memory.
+const CPU_NUMBER_MAX: usize = 1 << 16;
+
+/// CPU numbers and ranges of them, separated by commas, as in `taskset -c`.
+fn parse_cpus(text: &str) -> Result<CpuList, String> {
+    let bad = || format!("'{text}' is not a list of CPUs such as 0,2 or 0-3");
+    let number = |text: &str| text.trim().parse::<usize>().ok().filter(|n| *n < CPU_NUMBER_MAX).ok_or_else(bad);
+    let mut cpus = Vec::new();
+    for part in text.split(',') {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        let (first, last) = (number(first)?, number(last)?);
+        if first > last {
+            return Err(bad());
+        }
+        cpus.extend(first..=last);
+    }
+    cpus.sort_unstable();
+    cpus.dedup();
+    Ok(CpuList(cpus))
 }
 
 /// The options of `seqpool run`.
@@ -158,6 +242,16 @@ mod tests {
         }
         for text in ["", "x", "-1", "1.2.3", ".", "5 parsecs", "99999999999999999999999"] {
             assert!(parse_duration(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn lists_of_cpus() {
+        for (text, want) in [("0", &[0][..]), ("0-2", &[0, 1, 2]), ("3,0-1,1", &[0, 1, 3]), ("5-5", &[5])] {
+            assert_eq!(parse_cpus(text), Ok(CpuList(want.to_vec())), "{text}");
+        }
+        for text in ["", "x", "-1", "1-", "2-1", "0,,1", "0-99999999999", "70000"] {
+            assert!(parse_cpus(text).is_err(), "{text}");
         }
     }
 

@@ -1,7 +1,7 @@
 //! Floor 5: the `seqpool` command.
 //!
 //! Arguments as typed (`args`) become a checked configuration (`config`), which `run` carries out: records come from
-//! `input`, are jobs of `handlers` in the pool, and leave through `output` and `report`.
+//! `input`, are jobs of `handlers` in the pool, and leave through `output` and `report`. `bench` measures the pool.
 //!
 //! The contract is one of exit codes and lines: see `report` for what standard error looks like. No thread is
 //! started before the pool has forked.
@@ -23,14 +23,17 @@ use std::process::ExitCode;
 /// Runs the command with the process's arguments.
 pub fn main() -> ExitCode {
     let code = match args::Cli::try_parse() {
-        Ok(args::Cli { command: args::Command::Run(args) }) => run_command(args),
+        Ok(args::Cli { command: args::Command::Run(args) }) => {
+            exit_code(config::Config::build(args).and_then(run::run))
+        }
+        Ok(args::Cli { command: args::Command::Bench(args) }) => exit_code(bench::run(args)),
         Err(error) => usage_error(error),
     };
     ExitCode::from(code)
 }
 
-fn run_command(args: args::RunArgs) -> u8 {
-    match config::Config::build(args).and_then(run::run) {
+fn exit_code(ended: Result<u8, report::Fatal>) -> u8 {
+    match ended {
         Ok(code) => code,
         Err(report::Fatal(message)) => {
             report::print_lines(&message);

@@ -251,7 +251,7 @@ pub(crate) struct StatsJson {
     pub(crate) jobs_per_s: f64,
 }
 
-/// The file of `--stats`: opened at the start, so that a bad path is known before any job runs, and complete or absent.
+/// The file of `--stats`, and of `bench --json`: opened at the start, so that a bad path is known before any job runs, and complete or absent.
 #[derive(Debug)]
 pub(crate) struct StatsFile {
     file: File,
@@ -283,7 +283,7 @@ impl StatsFile {
     }
 
     /// Writes the numbers and puts the file in its place.
-    pub(crate) fn write(mut self, stats: &StatsJson) -> std::io::Result<()> {
+    pub(crate) fn write(mut self, stats: &impl Serialize) -> std::io::Result<()> {
         let mut text = serde_json::to_vec(stats)?;
         text.push(b'\n');
         self.file.write_all(&text)?;

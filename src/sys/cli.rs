@@ -1,9 +1,12 @@
 //! What only the command needs of the kernel.
 //!
 //! # Source
-//! `setsid(2)`, `fcntl(2)` (`F_SETPIPE_SZ`), `pipe(7)`, `waitpid(2)`, `prctl(2)` (`PR_SET_TIMERSLACK`).
+//! `setsid(2)`, `fcntl(2)` (`F_SETPIPE_SZ`), `pipe(7)`, `waitpid(2)`, `prctl(2)` (`PR_SET_TIMERSLACK`),
+//! `sched_setaffinity(2)`, `sigprocmask(2)`.
 
 use super::{OsError, OsResult, Pid};
+use nix::sched::CpuSet;
+use nix::sys::signal as ns;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 /// What pipes are enlarged to: the most that the kernel gives anybody unless its administrator has said otherwise.
@@ -38,9 +41,46 @@ pub(crate) fn wait_for_child(pid: Pid) -> OsResult<()> {
     .map(drop)
 }
 
-/// How late this process's sleeps may end so that they can share a wake-up; forked children inherit it. Units: nanoseconds,
-/// at least one. The kernel's default is 50,000.
+/// How late this process's sleeps may end so that they can share a wake-up; forked children inherit it. The kernel's
+/// default is 50,000. Units: nanoseconds, at least one.
 pub(crate) fn set_timer_slack(ns: u64) -> OsResult<()> {
     // Zero would set the default back.
     nix::sys::prctl::set_timerslack(ns.max(1)).map_err(|e| OsError::from_nix("prctl", e))
+}
+
+/// The CPUs that this process may run on.
+pub(crate) fn affinity() -> OsResult<Vec<usize>> {
+    let set = nix::sched::sched_getaffinity(nix::unistd::Pid::from_raw(0))
+        .map_err(|e| OsError::from_nix("sched_getaffinity", e))?;
+    Ok((0..CpuSet::count()).filter(|&cpu| set.is_set(cpu) == Ok(true)).collect())
+}
+
+/// Confines this process and what it forks to these CPUs. The kernel passes over those that it does not grant, unless
+/// it grants none.
+pub(crate) fn set_affinity(cpus: &[usize]) -> OsResult<()> {
+    let mut set = CpuSet::new();
+    for &cpu in cpus {
+        set.set(cpu).map_err(|e| OsError::from_nix("sched_setaffinity", e))?;
+    }
+    nix::sched::sched_setaffinity(nix::unistd::Pid::from_raw(0), &set)
+        .map_err(|e| OsError::from_nix("sched_setaffinity", e))
+}
+
+/// While it lives, no signal that can be blocked ends this process; what arrives is dealt with afterwards.
+pub(crate) struct SignalsBlocked(ns::SigSet);
+
+impl SignalsBlocked {
+    pub(crate) fn new() -> OsResult<Self> {
+        ns::SigSet::all()
+            .thread_swap_mask(ns::SigmaskHow::SIG_BLOCK)
+            .map(Self)
+            .map_err(|e| OsError::from_nix("sigprocmask", e))
+    }
+}
+
+impl Drop for SignalsBlocked {
+    fn drop(&mut self) {
+        // Fails only for an unknown `how`.
+        let _ = self.0.thread_set_mask();
+    }
 }

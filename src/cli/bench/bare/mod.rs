@@ -4,7 +4,7 @@
 //! wrappers of [`crate::sys`] and share no other code with the pool: no frame module, no ring, no reactor, no scheduler.
 //! Each checks its answers.
 //!
-//! A [`Peer`] is a forked process at the other end of a socket. It ends when that end is closed, so it cannot outlive
+//! A `Peer` is a forked process at the other end of a socket. It ends when that end is closed, so it cannot outlive
 //! the process that measures.
 
 mod fork;
@@ -24,8 +24,9 @@ use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-/// `EAGAIN` and `EPIPE` on every Linux that Rust knows.
+/// Their numbers on every Linux that Rust knows.
 const EAGAIN: i32 = 11;
+const EINVAL: i32 = 22;
 const EPIPE: i32 = 32;
 
 /// A forked process that serves one end of a `SOCK_SEQPACKET` pair; this is the other end.
@@ -61,12 +62,12 @@ impl Peer {
     }
 
     /// Sends a packet, which the peer's queue must have room for unless `wait` says to wait for it.
-    fn send(&self, packet: &[u8], wait: Wait) -> OsResult<()> {
+    pub(crate) fn send(&self, packet: &[u8], wait: Wait) -> OsResult<()> {
         send(&self.socket, packet, wait)
     }
 
     /// The size of the next packet; `None`: nothing there.
-    fn recv(&self, into: &mut [u8], wait: Wait) -> OsResult<Option<usize>> {
+    pub(crate) fn recv(&self, into: &mut [u8], wait: Wait) -> OsResult<Option<usize>> {
         match Linux.recv(self.socket.as_fd(), &mut [IoSliceMut::new(into)], wait)? {
             Received::Packet(size) => Ok(Some(size)),
             Received::WouldBlock => Ok(None),
@@ -88,7 +89,7 @@ fn gone() -> OsError {
     OsError { call: "bare peer", errno: EPIPE }
 }
 
-fn send(socket: &OwnedFd, packet: &[u8], wait: Wait) -> OsResult<()> {
+pub(crate) fn send(socket: &OwnedFd, packet: &[u8], wait: Wait) -> OsResult<()> {
     match Linux.send(socket.as_fd(), &[IoSlice::new(packet)], wait)? {
         Sent::All => Ok(()),
         Sent::WouldBlock | Sent::NoMemory => Err(OsError { call: "sendto", errno: EAGAIN }),

@@ -1,8 +1,8 @@
 //! One small message there and back, as `pp` and `ppe` of the C probe `lat`.
 
-use super::{Peer, next_packet, send};
+use super::{EINVAL, Peer, next_packet, send};
 use crate::limits::{SPIN_NS_MAX, SPIN_ROUND};
-use crate::sys::{EventBuffer, Interest, Linux, OsResult, Received, Sys, Wait};
+use crate::sys::{self, EventBuffer, Interest, Linux, OsError, OsResult, Received, Sys, Wait};
 use std::io::IoSliceMut;
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -14,24 +14,41 @@ pub enum Waiting {
     Spin,
     /// This side sleeps in `recv`; the peer spins before it sleeps. The policy of the `blocking` transport.
     SleepInRecv,
-    /// Both sleep: this side in `epoll_wait` (edge-triggered), the peer in `recv`.
+    /// Both sleep: this side in `epoll_wait` (edge-triggered), the peer in `recv`. Where they run is the kernel's
+    /// choice; it often puts both on one core, where a wake-up is cheap.
     Sleep,
+    /// The same, each side on a CPU of its own, as they are when the peer has something to compute: every message
+    /// wakes a sleeping core. Needs two CPUs that this process may use.
+    SleepApart,
+}
+
+impl Waiting {
+    fn spins(self) -> bool {
+        matches!(self, Waiting::Spin | Waiting::SleepInRecv)
+    }
 }
 
 /// Sends `payload` bytes and takes them back, `rounds` times, while `idle` further peers have nothing to do; how long
 /// each round took. Units: nanoseconds.
 ///
 /// # Errors
-/// The kernel's.
+/// The kernel's; `EINVAL` from `sched_setaffinity` for [`Waiting::SleepApart`] on one CPU.
 ///
 /// # Panics
 /// When an answer differs from what was sent.
 pub fn ping_pong(waiting: Waiting, idle: usize, rounds: usize, payload: usize) -> OsResult<Vec<u64>> {
     assert!(payload > 0, "an empty packet is an end of file");
-    let spins = waiting != Waiting::Sleep;
-    let peer = Peer::fork(None, |socket| echo(socket, payload, spins))?;
-    let _idle =
-        (0..idle).map(|_| Peer::fork(None, |socket| echo(socket, payload, spins))).collect::<OsResult<Vec<Peer>>>()?;
+    let apart = if waiting == Waiting::SleepApart { Some(two_cpus()?) } else { None };
+    let peer = Peer::fork(None, |socket| {
+        if let Some((_, theirs)) = apart {
+            sys::set_affinity(&[theirs])?;
+        }
+        echo(socket, payload, waiting.spins())
+    })?;
+    let _idle = (0..idle)
+        .map(|_| Peer::fork(None, |socket| echo(socket, payload, waiting.spins())))
+        .collect::<OsResult<Vec<Peer>>>()?;
+    let _pinned = apart.map(|(ours, _)| Pinned::to(ours)).transpose()?;
     let epoll = Linux.epoll_create()?;
     Linux.epoll_add(epoll.as_fd(), peer.socket.as_fd(), Interest::READ, 0)?;
     let mut events = EventBuffer::new(1);
@@ -46,7 +63,7 @@ pub fn ping_pong(waiting: Waiting, idle: usize, rounds: usize, payload: usize) -
         let size = loop {
             match waiting {
                 Waiting::Spin => wait_spinning(&epoll, &mut events)?,
-                Waiting::Sleep => Linux.epoll_wait(epoll.as_fd(), &mut events, None)?,
+                Waiting::Sleep | Waiting::SleepApart => Linux.epoll_wait(epoll.as_fd(), &mut events, None)?,
                 Waiting::SleepInRecv => {}
             }
             let wait = if waiting == Waiting::SleepInRecv { Wait::UntilReady } else { Wait::Never };
@@ -58,6 +75,33 @@ pub fn ping_pong(waiting: Waiting, idle: usize, rounds: usize, payload: usize) -
         assert_eq!(back[..size], there, "the answer of round {round}");
     }
     Ok(times_ns)
+}
+
+/// The first and the last CPU that this process may use.
+fn two_cpus() -> OsResult<(usize, usize)> {
+    match sys::affinity()?[..] {
+        [first, .., last] => Ok((first, last)),
+        _ => Err(OsError { call: "sched_setaffinity", errno: EINVAL }),
+    }
+}
+
+/// This process on one CPU, until it is dropped.
+struct Pinned {
+    before: Vec<usize>,
+}
+
+impl Pinned {
+    fn to(cpu: usize) -> OsResult<Self> {
+        let before = sys::affinity()?;
+        sys::set_affinity(&[cpu]).map(|()| Self { before })
+    }
+}
+
+impl Drop for Pinned {
+    fn drop(&mut self) {
+        // They were granted before.
+        let _ = sys::set_affinity(&self.before);
+    }
 }
 
 fn wait_spinning(epoll: &OwnedFd, events: &mut EventBuffer) -> OsResult<()> {
