@@ -54,8 +54,10 @@ pub const WORKERS_MAX: usize = 4096;
 
 // ---- the pool
 
-/// Default bound on jobs that are submitted and not yet delivered.
+/// Default bound on jobs that are submitted and not yet delivered, in a pool of up to 64 workers.
 pub const OUTSTANDING_JOBS_MAX: usize = 64 << 10;
+/// The same for each worker of a larger pool: a pack of tiny jobs for each, and a little more.
+pub const OUTSTANDING_JOBS_PER_WORKER: usize = 1 << 10;
 /// Bytes of the pool's queue, behind the slots' own rings.
 pub const QUEUE_SIZE: usize = 2 << 20;
 /// Entries of the pool's queue.
@@ -113,6 +115,10 @@ pub const BLOCKING_SLICE: Duration = Duration::from_millis(2);
 pub const SPIN_NS_MAX: u64 = 50_000;
 /// Waits that do not spin after a spin that failed; at most.
 pub const SPIN_SKIPS_MAX: u32 = 64;
+/// A spin that ends so long after its time had the core taken away. Units: nanoseconds.
+pub const ROBBED_NS_MIN: u64 = 200_000;
+/// Waits that do not spin after spins during which others had the core; at most.
+pub const ROBBED_SKIPS_MAX: u32 = 4096;
 /// Receives tried between two looks at the clock while spinning.
 pub const SPIN_ROUND: u32 = 4;
 

@@ -12,6 +12,10 @@ use crate::limits::{STEAL_NS, WINDOW_JOBS_MAX, WINDOW_JOBS_MIN, WINDOW_NS};
 
 /// Weight of a new run time in the estimate: one in 2^this.
 const LEARN_SHIFT: u32 = 3;
+/// A run counts at most so many times as much as the estimate, so that one outlier no more than triples it.
+const OUTLIER_FACTOR: u64 = 16;
+/// Below this no run is an outlier. Units: 1/256 nanosecond.
+const OUTLIER_SCALED_MIN: u64 = 256 << 8;
 /// What a job of unknown service time counts as: so much that a slot gets one ahead and no more.
 const UNKNOWN_NS: u32 = WINDOW_NS as u32;
 
@@ -29,13 +33,17 @@ impl Service {
         if self.scaled == 0 { UNKNOWN_NS } else { u32::try_from(self.scaled >> 8).unwrap_or(u32::MAX).max(1) }
     }
 
-    /// Takes one run into account.
+    /// Takes one run into account. One that is far longer than the others may have had its core taken away: by itself it
+    /// must not turn tiny jobs into long ones.
     #[inline]
     pub(crate) fn learn(&mut self, run_ns: u32) {
         let run = (u64::from(run_ns) << 8).max(1);
         self.scaled = match self.scaled {
             0 => run,
-            old => (old - (old >> LEARN_SHIFT) + (run >> LEARN_SHIFT)).max(1),
+            old => {
+                let run = run.min(old.saturating_mul(OUTLIER_FACTOR).max(OUTLIER_SCALED_MIN));
+                (old - (old >> LEARN_SHIFT) + (run >> LEARN_SHIFT)).max(1)
+            }
         };
     }
 }
@@ -144,16 +152,28 @@ impl Scheduler {
             && (load.jobs < WINDOW_JOBS_MIN || load.work_ns + u64::from(estimate_ns) <= WINDOW_NS)
     }
 
-    /// What [`Scheduler::place`] would find first when no slot idles: the slot that is being filled.
+    /// What [`Scheduler::place`] finds first: the slot that is being filled, unless another one idles and would gain by
+    /// being given the job.
     #[inline]
     pub(crate) fn at_hand(&self, estimate_ns: u32) -> Option<usize> {
-        (self.idle.is_empty() && self.has_room(self.cursor, estimate_ns)).then_some(self.cursor)
+        let load = &self.slots[self.cursor];
+        let is_best =
+            self.idle.is_empty() || (load.jobs > 0 && load.ready && load.work_ns + u64::from(estimate_ns) <= STEAL_NS);
+        (is_best && self.has_room(self.cursor, estimate_ns)).then_some(self.cursor)
     }
 
-    /// The slot for a job of this estimate: an idle one, else the one that is being filled, else the next with room.
-    /// `fits` tells whether the job's bytes fit a slot that is not idle.
+    /// The slot for a job of this estimate: the one that is being filled, as long as what it holds would not be worth
+    /// taking back, so that tiny jobs leave in packs; else an idle one, which is filled from now on; else the one that is
+    /// being filled up to its window; else the next with room. `fits` tells whether the job's bytes fit a slot that is not
+    /// idle.
     pub(crate) fn place(&mut self, estimate_ns: u32, fits: impl Fn(usize) -> bool) -> Option<usize> {
+        if let Some(slot) = self.at_hand(estimate_ns)
+            && fits(slot)
+        {
+            return Some(slot);
+        }
         if let Some(slot) = self.idle_slot() {
+            self.cursor = slot;
             return Some(slot);
         }
         for _ in 0..self.slots.len() {

@@ -8,7 +8,8 @@ use super::slot::Slot;
 use crate::error::{Error, ErrorKind};
 use crate::limits::{
     HANDLERS_MAX, HEADER_BLOCK_SIZE_MAX, JOB_SIZE_CEILING, JOB_SIZE_MAX, KEPT_FDS_MAX, OUTSTANDING_JOBS_MAX,
-    QUEUE_JOBS_MAX, QUEUE_SIZE, RECEIVE_TIMEOUT, SEND_BUFFER_SIZE, SPAWN_TIMEOUT, STALL_TIMEOUT, WORKERS_MAX,
+    OUTSTANDING_JOBS_PER_WORKER, QUEUE_JOBS_MAX, QUEUE_SIZE, RECEIVE_TIMEOUT, SEND_BUFFER_SIZE, SPAWN_TIMEOUT,
+    STALL_TIMEOUT, WORKERS_MAX,
 };
 use crate::nursery::{Nursery, Setup};
 use crate::reactor::Reactor;
@@ -30,7 +31,7 @@ pub struct Builder {
     nice: i32,
     transport: TransportKind,
     job_size_max: usize,
-    outstanding_max: usize,
+    outstanding_max: Option<usize>,
     keep_fds: Vec<RawFd>,
     hook: Option<Hook>,
     first_seq: u32,
@@ -49,7 +50,7 @@ impl Default for Builder {
             nice: 0,
             transport: TransportKind::default(),
             job_size_max: JOB_SIZE_MAX,
-            outstanding_max: OUTSTANDING_JOBS_MAX,
+            outstanding_max: None,
             keep_fds: Vec::new(),
             hook: None,
             first_seq: 0,
@@ -140,9 +141,9 @@ impl Builder {
         self
     }
 
-    /// Most jobs that may be submitted and not yet delivered. Default: 65,536.
+    /// Most jobs that may be submitted and not yet delivered. Default: 65,536, or 1,024 for each worker if that is more.
     pub fn queue_jobs_max(mut self, jobs: usize) -> Self {
-        self.outstanding_max = jobs;
+        self.outstanding_max = Some(jobs);
         self
     }
 
@@ -196,7 +197,9 @@ impl Builder {
         let config = Config {
             job_size_max: self.job_size_max,
             header_block_size_max: HEADER_BLOCK_SIZE_MAX,
-            outstanding_max: self.outstanding_max,
+            outstanding_max: self
+                .outstanding_max
+                .unwrap_or_else(|| OUTSTANDING_JOBS_MAX.max(workers * OUTSTANDING_JOBS_PER_WORKER)),
             timeout_ns: self.timeout.map_or(0, nanos),
             stall_ns: nanos(self.stall_timeout),
             spawn_ns: nanos(self.spawn_timeout),
@@ -268,8 +271,8 @@ impl Builder {
         if self.job_size_max > JOB_SIZE_CEILING {
             return config(format!("job_size_max of {} bytes: the most is {JOB_SIZE_CEILING}", self.job_size_max));
         }
-        if self.outstanding_max == 0 || self.outstanding_max > u32::MAX as usize {
-            return config(format!("queue_jobs_max of {}: it must be from 1 to {}", self.outstanding_max, u32::MAX));
+        if let Some(jobs) = self.outstanding_max.filter(|jobs| !(1..=u32::MAX as usize).contains(jobs)) {
+            return config(format!("queue_jobs_max of {jobs}: it must be from 1 to {}", u32::MAX));
         }
         if self.keep_fds.len() > KEPT_FDS_MAX {
             return config(format!("{} kept descriptors: the most is {KEPT_FDS_MAX}", self.keep_fds.len()));

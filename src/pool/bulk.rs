@@ -76,7 +76,7 @@ impl<S: Sys> Bulk<'_, S> {
     #[cold]
     fn look(&mut self) {
         if self.between == LOOK_JOBS_MAX {
-            self.engine.flush();
+            self.engine.flush_ripe();
         } else {
             self.engine.kick();
             self.between = (self.between * 2).min(LOOK_JOBS_MAX);

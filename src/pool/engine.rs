@@ -123,6 +123,8 @@ pub(super) struct Engine<S: Sys> {
     pub(super) unfilled: bool,
     /// The present run has an input in hand that found no room: no worker idles for want of work.
     pub(super) more_inputs: bool,
+    /// The present run takes inputs again as soon as results have been looked for.
+    pub(super) paused: bool,
     /// Its jobs that are submitted and not delivered.
     pub(super) batch_outstanding: usize,
     /// The batch whose completions the present turn hands out; others are kept.
@@ -223,6 +225,7 @@ impl<S: Sys> Engine<S> {
             told: false,
             unfilled: false,
             more_inputs: false,
+            paused: false,
             batch_outstanding: 0,
             taker: BATCH_NONE,
             start_error: None,
@@ -260,6 +263,7 @@ impl<S: Sys> Engine<S> {
             return;
         }
         self.more_inputs = false;
+        self.paused = false;
         let ended = self.batch;
         let is_over = self.batch_outstanding == 0;
         self.batch = match self.batch.wrapping_add(1) {
@@ -654,9 +658,14 @@ impl<S: Sys> Engine<S> {
         let (before, interrupted) = (self.finished.len(), self.pending.is_some());
         self.resume(sink);
         self.fill();
-        self.flush();
+        if self.paused {
+            self.flush_ripe();
+        } else {
+            self.flush();
+        }
         let busy = self.table.len() != 0;
         let timeout_ns = match timeout_ns {
+            _ if self.paused => Some(0),
             // Something has come that the caller wants to know.
             _ if interrupted || self.finished.len() > before => Some(0),
             Some(t) if busy => Some(t.min(SLEEP_MAX.as_nanos() as u64)),
@@ -689,7 +698,11 @@ impl<S: Sys> Engine<S> {
             self.receive(slot, true, sink);
         }
         self.fill();
-        self.flush();
+        if self.paused || self.more_inputs {
+            self.flush_ripe();
+        } else {
+            self.flush();
+        }
         Ok(())
     }
 

@@ -63,6 +63,7 @@ impl<I: Iterator<Item: AsRef<[u8]>>> Feed<I> {
         };
         let (timeout_ns, size_max) = (engine.config.timeout_ns, engine.config.job_size_max);
         engine.more_inputs = false;
+        engine.paused = false;
         while !self.exhausted && admits(self.next) {
             let Some(input) = self.take() else { return };
             let body = input.as_ref();
@@ -75,6 +76,9 @@ impl<I: Iterator<Item: AsRef<[u8]>>> Feed<I> {
                     taken += 1;
                     if taken >= self.chunk {
                         (start_ns, taken) = (self.look(engine, start_ns), 0);
+                        if engine.paused {
+                            return;
+                        }
                     }
                     continue;
                 }
@@ -106,11 +110,15 @@ impl<I: Iterator<Item: AsRef<[u8]>>> Feed<I> {
             taken += 1;
             if taken >= self.chunk {
                 (start_ns, taken) = (self.look(engine, start_ns), 0);
+                if engine.paused {
+                    return;
+                }
             }
         }
     }
 
-    /// A look at the workers between two chunks: sends what is packed. Returns the time.
+    /// A look at the workers between two chunks: sends what is packed, and pauses once inputs have had their time, so that
+    /// results are taken too. Returns the time.
     fn look<S: Sys>(&mut self, engine: &mut Engine<S>, start_ns: u64) -> u64 {
         let now_ns = engine.sys.now_ns();
         let elapsed_ns = now_ns.saturating_sub(start_ns);
@@ -119,7 +127,8 @@ impl<I: Iterator<Item: AsRef<[u8]>>> Feed<I> {
         } else {
             u32::try_from(u64::from(self.chunk) * SLOW_INPUT_NS / elapsed_ns).unwrap_or(1).max(1)
         };
-        engine.flush();
+        engine.paused = elapsed_ns >= SLOW_INPUT_NS;
+        engine.flush_ripe();
         now_ns
     }
 }

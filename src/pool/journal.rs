@@ -161,6 +161,11 @@ impl Journal {
         self.bytes.bytes(self.entry(first).at, size)
     }
 
+    /// Bytes from this entry's on.
+    pub(super) fn size_from(&self, position: Position) -> usize {
+        self.bytes.tail().wrapping_sub(self.entry(position).at) as usize
+    }
+
     /// Voids an entry, and frees what the head can pass.
     #[inline]
     pub(super) fn void(&mut self, position: Position) {

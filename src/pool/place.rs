@@ -159,7 +159,7 @@ impl<S: Sys> Engine<S> {
         // A worker that is not up yet gains nothing from work that another will have done by then. One that is up is
         // given something by each round.
         for _ in 0..self.slots.len() {
-            if self.more_inputs || self.scheduler.idle_ready_slot().is_none() || self.has_waiting() {
+            if self.more_inputs || self.paused || self.scheduler.idle_ready_slot().is_none() || self.has_waiting() {
                 return;
             }
             let now_ns = self.sys.now_ns();

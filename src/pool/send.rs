@@ -5,7 +5,7 @@ use super::hook::Step;
 use super::journal::{Position, State};
 use super::slot::{Doom, Life};
 use crate::frame::{self, FLAG_FRAGMENT, Header};
-use crate::limits::{FRAGMENT_PREFIX_SIZE, FRAME_ALIGN, FRAME_HEADER_SIZE, PACK_SIZE_MAX};
+use crate::limits::{FRAGMENT_PREFIX_SIZE, FRAME_ALIGN, FRAME_HEADER_SIZE, PACK_SIZE_MAX, STEAL_NS};
 use crate::sys::{OsResult, Sent, Sys};
 use std::io::IoSlice;
 
@@ -20,18 +20,43 @@ pub(super) struct LargeSource<'a> {
 impl<S: Sys> Engine<S> {
     /// Sends what is placed and not sent, as far as the sockets take it. A socket that fails costs its own worker.
     pub(super) fn flush(&mut self) {
+        self.flush_slots(false);
+    }
+
+    /// As [`Engine::flush`], for a caller that goes on submitting: a busy worker's pack may still grow.
+    pub(super) fn flush_ripe(&mut self) {
+        self.flush_slots(true);
+    }
+
+    fn flush_slots(&mut self, ripe_only: bool) {
         let mut dirty = std::mem::take(&mut self.dirty);
         for &slot in &dirty {
             self.slots[slot].dirty = false;
         }
         for slot in dirty.drain(..) {
-            if self.flush_slot(slot).is_err() {
+            if ripe_only && self.can_grow(slot) {
+                self.mark_dirty(slot);
+            } else if self.flush_slot(slot).is_err() {
                 self.kill(slot, Doom::Stalled);
             }
         }
         // Slots that asked to be looked at again are on the new list; keep the old one's memory.
         dirty.append(&mut self.dirty);
         self.dirty = dirty;
+    }
+
+    /// Whether what this slot has to send is less than a pack, and its worker has enough to do meanwhile.
+    fn can_grow(&self, slot: usize) -> bool {
+        let s = &self.slots[slot];
+        let first = s.journal.next_live(s.sent);
+        if first == s.journal.tail() || s.blocked {
+            return false;
+        }
+        let entry = s.journal.entry(first);
+        let in_flight = u64::from(s.sent_seq.wrapping_sub(s.due_seq));
+        entry.size != 0
+            && s.journal.size_from(first) < PACK_SIZE_MAX
+            && in_flight * u64::from(entry.estimate_ns) >= STEAL_NS
     }
 
     pub(super) fn flush_slot(&mut self, slot: usize) -> OsResult<()> {
