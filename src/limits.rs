@@ -96,6 +96,8 @@ pub const SPAWN_TIMEOUT: Duration = Duration::from_secs(60);
 pub const RECEIVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// After `SIGKILL`, how long until a worker is reported as impossible to kill and its memory given up.
 pub const KILL_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a worker that has done the last job that it may do has to leave, then it is killed.
+pub const LEAVE_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long `Drop` waits for the nursery to end everything; then it kills the nursery.
 pub const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(5);
 /// Delay before a slot whose worker died before its first finished job is filled again; doubles each time.

@@ -55,6 +55,8 @@ struct Load {
     /// Its worker has said hello: what it holds may have started.
     ready: bool,
     jobs: usize,
+    /// The most that it may hold.
+    jobs_max: usize,
     /// Sum of the estimates under which its jobs were added.
     work_ns: u64,
     /// Whether it stands on the idle stack.
@@ -76,9 +78,11 @@ pub(crate) struct Scheduler {
 impl Scheduler {
     /// `slots` closed slots, none of which ever holds more than `window_jobs_max` jobs.
     pub(crate) fn new(slots: usize, window_jobs_max: usize) -> Self {
+        let window_jobs_max = window_jobs_max.clamp(1, WINDOW_JOBS_MAX);
+        let load = Load { jobs_max: window_jobs_max, ..Load::default() };
         Self {
-            slots: vec![Load::default(); slots].into_boxed_slice(),
-            window_jobs_max: window_jobs_max.clamp(1, WINDOW_JOBS_MAX),
+            slots: vec![load; slots].into_boxed_slice(),
+            window_jobs_max,
             idle: Vec::with_capacity(slots),
             cursor: 0,
         }
@@ -88,6 +92,11 @@ impl Scheduler {
     pub(crate) fn open(&mut self, slot: usize) {
         self.slots[slot].open = true;
         self.list_if_idle(slot);
+    }
+
+    /// The slot's worker runs so many more jobs and no more, counting those that it holds.
+    pub(crate) fn limit(&mut self, slot: usize, jobs: usize) {
+        self.slots[slot].jobs_max = self.window_jobs_max.min(jobs);
     }
 
     /// The slot's worker is up.
@@ -148,7 +157,7 @@ impl Scheduler {
     pub(crate) fn has_room(&self, slot: usize, estimate_ns: u32) -> bool {
         let load = &self.slots[slot];
         load.open
-            && load.jobs < self.window_jobs_max
+            && load.jobs < load.jobs_max
             && (load.jobs < WINDOW_JOBS_MIN || load.work_ns + u64::from(estimate_ns) <= WINDOW_NS)
     }
 

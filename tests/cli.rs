@@ -748,6 +748,8 @@ fn usage_errors_say_what_to_do_and_exit_2() {
         (&["-a", dir, "echo"], "directory"),
         (&["--timeout", "soon", "echo"], "duration"),
         (&["--timeout", "0", "echo"], "--timeout"),
+        (&["--max-jobs-per-worker", "0", "echo"], "--max-jobs-per-worker 0: no job could run"),
+        (&["--max-jobs-per-worker", "few", "echo"], "'few' for '--max-jobs-per-worker <N>'"),
         (&["--nice", "20", "echo"], "20"),
         (&["--nice=-21", "echo"], "-20..=19"),
         (&["--transport", "pigeon", "echo"], "blocking, seqpacket"),
@@ -910,7 +912,20 @@ fn stats_count_every_job_once() {
         assert_eq!(number(key), want, "{key}");
     }
     assert!(number("respawns") >= 1.0 && number("wall_s") >= 0.2, "{text}");
+    assert_eq!(number("recycled"), 0.0, "{text}");
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "no temporary file left");
+}
+
+#[test]
+fn workers_are_recycled_and_nobody_notices() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("stats.json");
+    let input: String = (0..1001).map(|i| format!("line {i}\n")).collect();
+    let args = ["-j2", "-k", "--max-jobs-per-worker", "10", "--stats", path.to_str().unwrap(), "echo"];
+    assert_eq!(results(&args, &input), input.as_bytes());
+    let stats: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    assert_eq!(stats["done"], 1001, "{stats}");
+    assert!((99..=100).contains(&stats["recycled"].as_u64().unwrap()), "{stats}");
 }
 
 #[test]

@@ -176,6 +176,10 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "DUR", value_parser = parse_duration)]
     pub(crate) timeout: Option<Duration>,
 
+    /// Replace each worker after it has done N jobs, for handlers that leak
+    #[arg(long, value_name = "N", value_parser = parse_jobs)]
+    pub(crate) max_jobs_per_worker: Option<usize>,
+
     /// Nice value of the workers, from -20 to 19
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(i32).range(-20..=19), allow_negative_numbers = true)]
     pub(crate) nice: Option<i32>,
@@ -197,7 +201,7 @@ fn transport_parser() -> impl TypedValueParser<Value = TransportKind> {
     PossibleValuesParser::new(["blocking", "seqpacket"]).try_map(|name| name.parse::<TransportKind>())
 }
 
-/// A number of workers; 0 has a message of its own.
+/// A number of workers or of jobs; 0 has a message of its own.
 fn parse_jobs(text: &str) -> Result<usize, String> {
     text.parse().map_err(|_| "not a whole number such as 4".to_owned())
 }

@@ -20,6 +20,7 @@ pub(crate) struct Config {
     pub(crate) terminator: u8,
     pub(crate) input: Input,
     pub(crate) timeout: Option<Duration>,
+    pub(crate) max_jobs_per_worker: Option<usize>,
     pub(crate) nice: Option<i32>,
     pub(crate) transport: TransportKind,
     pub(crate) stats: Option<StatsFile>,
@@ -42,6 +43,11 @@ impl Config {
         }
         if args.timeout == Some(Duration::ZERO) {
             return Err(Fatal("--timeout 0: no job could finish: give a longer time, or leave it out for none".into()));
+        }
+        if args.max_jobs_per_worker == Some(0) {
+            return Err(Fatal(
+                "--max-jobs-per-worker 0: no job could run: give 1 or more, or leave it out to keep workers".into(),
+            ));
         }
         if let Some(nice) = args.nice {
             check_nice(nice)?;
@@ -68,6 +74,7 @@ impl Config {
             terminator,
             input: Input::new(input, terminator, crate::limits::JOB_SIZE_MAX),
             timeout: args.timeout,
+            max_jobs_per_worker: args.max_jobs_per_worker,
             nice: args.nice,
             transport: args.transport,
             stats,

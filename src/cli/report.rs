@@ -217,6 +217,7 @@ fn show(bar: &ProgressBar, tally: &Tally) {
 #[derive(Clone, Copy, Debug, Default, Serialize)]
 pub(crate) struct PoolJson {
     respawns: u64,
+    recycled: u64,
     reclaims: u64,
     reclaimed_jobs: u64,
     salvaged: u64,
@@ -229,6 +230,7 @@ impl From<Stats> for PoolJson {
     fn from(stats: Stats) -> Self {
         Self {
             respawns: stats.respawns,
+            recycled: stats.recycled,
             reclaims: stats.reclaims,
             reclaimed_jobs: stats.reclaimed_jobs,
             salvaged: stats.salvaged,

@@ -53,6 +53,9 @@ pub(crate) fn run(config: Config) -> Result<u8, Fatal> {
     if let Some(timeout) = config.timeout {
         builder = builder.timeout(timeout);
     }
+    if let Some(jobs) = config.max_jobs_per_worker {
+        builder = builder.max_jobs_per_worker(jobs);
+    }
     if let Some(nice) = config.nice {
         builder = builder.nice(nice);
     }

@@ -28,6 +28,7 @@ pub struct Builder {
     stall_timeout: Duration,
     spawn_timeout: Duration,
     receive_timeout: Duration,
+    jobs_per_worker: usize,
     nice: i32,
     transport: TransportKind,
     job_size_max: usize,
@@ -47,6 +48,7 @@ impl Default for Builder {
             stall_timeout: STALL_TIMEOUT,
             spawn_timeout: SPAWN_TIMEOUT,
             receive_timeout: RECEIVE_TIMEOUT,
+            jobs_per_worker: usize::MAX,
             nice: 0,
             transport: TransportKind::default(),
             job_size_max: JOB_SIZE_MAX,
@@ -120,6 +122,13 @@ impl Builder {
     /// Default: 10 s.
     pub fn receive_timeout(mut self, timeout: Duration) -> Self {
         self.receive_timeout = timeout;
+        self
+    }
+
+    /// Replaces each worker after so many jobs, for handlers that leak. It leaves by itself once it has done them; that is
+    /// no crash: nobody is blamed, and the next worker is started at once. Default: no worker is replaced while it lives.
+    pub fn max_jobs_per_worker(mut self, jobs: usize) -> Self {
+        self.jobs_per_worker = jobs;
         self
     }
 
@@ -204,6 +213,7 @@ impl Builder {
             stall_ns: nanos(self.stall_timeout),
             spawn_ns: nanos(self.spawn_timeout),
             receive_ns: nanos(self.receive_timeout),
+            jobs_per_worker: self.jobs_per_worker,
         };
         // From here on the nursery must be shut down when something fails.
         let assemble = |nursery: Nursery<S>| -> Result<Engine<S>, (Error, Nursery<S>)> {
@@ -273,6 +283,9 @@ impl Builder {
         }
         if let Some(jobs) = self.outstanding_max.filter(|jobs| !(1..=u32::MAX as usize).contains(jobs)) {
             return config(format!("queue_jobs_max of {jobs}: it must be from 1 to {}", u32::MAX));
+        }
+        if self.jobs_per_worker == 0 {
+            return config("max_jobs_per_worker of 0: no job could run".to_owned());
         }
         if self.keep_fds.len() > KEPT_FDS_MAX {
             return config(format!("{} kept descriptors: the most is {KEPT_FDS_MAX}", self.keep_fds.len()));

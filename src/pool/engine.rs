@@ -74,6 +74,8 @@ pub(super) struct Config {
     pub(super) stall_ns: u64,
     pub(super) spawn_ns: u64,
     pub(super) receive_ns: u64,
+    /// `usize::MAX`: workers are not recycled.
+    pub(super) jobs_per_worker: usize,
 }
 
 pub(super) struct Engine<S: Sys> {

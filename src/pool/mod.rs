@@ -236,7 +236,7 @@ impl<S: Sys> Pool<S> {
         let deadline_ns = engine.sys.now_ns().saturating_add(u64::try_from(timeout.as_nanos()).unwrap_or(u64::MAX));
         loop {
             // The nursery's word, which brings the process id, may come after the worker's own.
-            if engine.slots.iter().all(|s| s.ready && s.pid.is_some()) {
+            if engine.slots.iter().all(|s| s.ready && s.pid.is_some() && s.life != slot::Life::Leaving) {
                 return engine.settle().map(|()| true);
             }
             let left_ns = deadline_ns.saturating_sub(engine.sys.now_ns());

@@ -318,9 +318,8 @@ impl<S: Sys> Engine<S> {
         s.journal.void(position);
         s.due = position + 1;
         s.due_seq = s.due_seq.wrapping_add(1);
-        if !s.proved {
-            s.proved = true;
-            s.early_deaths = 0;
+        if s.watched {
+            self.on_watched_result(slot);
         }
         self.leave_slot(slot, entry.job, entry.estimate_ns);
         let r = self.table.get(entry.job);

@@ -22,6 +22,8 @@ pub(super) enum Life {
     Starting,
     /// The worker has said hello.
     Running,
+    /// The worker has done the last job that it may do and is told to leave; its exit report is awaited.
+    Leaving,
     /// The worker is to be killed; its exit report is awaited.
     Dying,
     /// No worker and none will be asked for.
@@ -83,6 +85,10 @@ pub(super) struct Slot {
     pub(super) ready: bool,
     /// This incarnation has finished a job, or has been blamed for one.
     pub(super) proved: bool,
+    /// The next result is worth a look: the incarnation's first, or each one when workers are recycled.
+    pub(super) watched: bool,
+    /// Results that may still come before this incarnation leaves.
+    pub(super) jobs_left: usize,
     /// Deaths in a row before a first finished job.
     pub(super) early_deaths: u32,
     pub(super) spawn_failures: u32,
@@ -125,6 +131,8 @@ impl Slot {
             progress_ns: 0,
             ready: false,
             proved: false,
+            watched: false,
+            jobs_left: 0,
             early_deaths: 0,
             spawn_failures: 0,
             needs_memory: false,
@@ -144,7 +152,7 @@ impl Slot {
 
     /// Whether a worker may be there.
     pub(super) fn is_occupied(&self) -> bool {
-        matches!(self.life, Life::Starting | Life::Running | Life::Dying)
+        matches!(self.life, Life::Starting | Life::Running | Life::Leaving | Life::Dying)
     }
 
     /// Whether some frame is sent and has no result.
@@ -166,8 +174,8 @@ impl Slot {
         claim::started(word, self.epoch, self.due_seq, self.sent_seq).map_or(0, |count| count as usize)
     }
 
-    /// Makes everything ready for a new incarnation, while no worker has the memory.
-    pub(super) fn begin_incarnation(&mut self, now_ns: u64) {
+    /// Makes everything ready for a new incarnation of at most `jobs` jobs, while no worker has the memory.
+    pub(super) fn begin_incarnation(&mut self, now_ns: u64, jobs: usize) {
         debug_assert!(self.due_seq == self.next_seq, "nothing is left from the last one");
         self.generation = self.generation.wrapping_add(1);
         self.epoch = self.epoch.wrapping_add(1);
@@ -180,6 +188,8 @@ impl Slot {
         self.pid = None;
         self.ready = false;
         self.proved = false;
+        self.watched = true;
+        self.jobs_left = jobs;
         self.blocked = false;
         self.sampled_seq = self.next_seq;
         self.sampled_ns = now_ns;

@@ -5,8 +5,8 @@ use super::slot::{Doom, Life};
 use super::table::{JobIndex, Place};
 use crate::claim;
 use crate::limits::{
-    CHARGES_MAX, EARLY_DEATHS_MAX, KILL_TIMEOUT, RESPAWN_BACKOFF_MAX, RESPAWN_BACKOFF_MIN, SAMPLE_MIN, SLEEP_MAX,
-    SPAWN_FAILURES_MAX,
+    CHARGES_MAX, EARLY_DEATHS_MAX, KILL_TIMEOUT, LEAVE_TIMEOUT, RESPAWN_BACKOFF_MAX, RESPAWN_BACKOFF_MIN, SAMPLE_MIN,
+    SLEEP_MAX, SPAWN_FAILURES_MAX,
 };
 use crate::nursery::{Command, Heard, Nursery, Parcel, Report};
 use crate::outcome::{Crash, CrashCause, Outcome, Reason};
@@ -46,11 +46,12 @@ impl<S: Sys> Engine<S> {
         // Nothing can fail any more but the nursery itself.
         let now_ns = self.sys.now_ns();
         let s = &mut self.slots[slot];
-        s.begin_incarnation(now_ns);
+        s.begin_incarnation(now_ns, self.config.jobs_per_worker);
         s.lifeline = Some(lifeline);
         let command = Command::Spawn { slot: slot as u32, generation: s.generation };
         let parcel = Parcel { socket: theirs, file, lifeline: worker_lifeline };
         let sent = nursery.command(command, Some(parcel));
+        self.scheduler.limit(slot, self.config.jobs_per_worker);
         self.scheduler.open(slot);
         self.set_slot_timer(slot, now_ns.saturating_add(self.config.spawn_ns));
         self.keep_ticking();
@@ -168,7 +169,7 @@ impl<S: Sys> Engine<S> {
             match self.slots[slot].life {
                 Life::Empty => self.give_up(slot),
                 // A worker that was never forked never answers; one that has died is found by its closed socket.
-                Life::Starting | Life::Running | Life::Dying => {
+                Life::Starting | Life::Running | Life::Leaving | Life::Dying => {
                     self.drain_slot(slot);
                     if self.slots[slot].is_occupied() && self.slots[slot].pid.is_none() {
                         self.on_exit(slot, None);
@@ -197,6 +198,41 @@ impl<S: Sys> Engine<S> {
             }
             Err(error) => error.errno == ESRCH,
         }
+    }
+
+    // ---- leaving
+
+    /// A result has come that is the first of its worker, or brings it nearer to the last that it may do.
+    pub(super) fn on_watched_result(&mut self, slot: usize) {
+        let jobs_per_worker = self.config.jobs_per_worker;
+        let s = &mut self.slots[slot];
+        s.proved = true;
+        s.early_deaths = 0;
+        if jobs_per_worker == usize::MAX {
+            s.watched = false;
+            return;
+        }
+        // A slot never holds more jobs than this, so the worker starts no more than it may, whatever is taken back from
+        // it meanwhile and sent again.
+        s.jobs_left -= 1;
+        let (jobs_left, life) = (s.jobs_left, s.life);
+        self.scheduler.limit(slot, jobs_left);
+        if jobs_left == 0 && life == Life::Running {
+            self.recycle(slot);
+        }
+    }
+
+    /// A worker has done its last job: it holds nothing and is told to leave. Its exit report refills the slot.
+    fn recycle(&mut self, slot: usize) {
+        self.stats.recycled += 1;
+        self.slots[slot].life = Life::Leaving;
+        self.scheduler.close(slot);
+        let deadline_ns = self.sys.now_ns() + nanos(LEAVE_TIMEOUT);
+        self.set_slot_timer(slot, deadline_ns);
+        if self.transport.shut_down(slot).is_err() {
+            self.kill(slot, Doom::Stalled);
+        }
+        self.keep_ticking();
     }
 
     // ---- killing
@@ -404,6 +440,7 @@ impl<S: Sys> Engine<S> {
                         self.start_error.get_or_insert_with(|| "set-up did not end in time".to_owned());
                         self.kill(slot, Doom::Stalled);
                     }
+                    Life::Leaving => self.kill(slot, Doom::Stalled),
                     Life::Dying => self.abandon(slot),
                     Life::Running | Life::GivenUp => {}
                 }
@@ -476,7 +513,7 @@ impl<S: Sys> Engine<S> {
         let mut soonest_ns = u64::MAX;
         for slot in 0..self.slots.len() {
             let s = &self.slots[slot];
-            if self.scheduler.jobs(slot) == 0 && !matches!(s.life, Life::Starting | Life::Dying) {
+            if self.scheduler.jobs(slot) == 0 && !matches!(s.life, Life::Starting | Life::Leaving | Life::Dying) {
                 continue;
             }
             if self.nursery.is_none() && self.has_vanished(slot) {
@@ -504,7 +541,8 @@ impl<S: Sys> Engine<S> {
         // A lost edge of the nursery's socket costs a tick too, not the run.
         self.hear()?;
         let is_busy = |slot: usize| {
-            self.scheduler.jobs(slot) > 0 || matches!(self.slots[slot].life, Life::Starting | Life::Dying)
+            self.scheduler.jobs(slot) > 0
+                || matches!(self.slots[slot].life, Life::Starting | Life::Leaving | Life::Dying)
         };
         if (0..self.slots.len()).any(is_busy) || self.nursery.as_ref().is_some_and(Nursery::has_waiting) {
             let at_ns = (now_ns + self.period_ns()).min(soonest_ns.max(now_ns + 1));

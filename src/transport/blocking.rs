@@ -70,7 +70,8 @@ impl<S: Sys> Transport<S> for Blocking<S> {
         timeout_ns: Option<u64>,
         busy: &mut dyn FnMut(usize) -> bool,
     ) -> OsResult<()> {
-        while self.order.front().is_some_and(|&slot| !busy(slot)) {
+        // One that has hung up has nothing more to say: its exit report comes through the reactor.
+        while self.order.front().is_some_and(|&slot| !busy(slot) || self.links.has_hung_up(slot)) {
             self.order.pop_front();
         }
         self.turn = self.order.front().copied();
@@ -94,6 +95,10 @@ impl<S: Sys> Transport<S> for Blocking<S> {
         if let Some(link) = self.links.link(slot) {
             reactor.exhausted(link.token, Readiness::READ.and(Readiness::WRITE));
         }
+    }
+
+    fn shut_down(&mut self, slot: usize) -> OsResult<()> {
+        self.links.shut_down(slot)
     }
 
     fn hung_up(&mut self, reactor: &mut Reactor<S>, slot: usize) {

@@ -103,6 +103,9 @@ pub(crate) trait Transport<S: Sys>: Send {
     /// The slot has been received from until nothing was left.
     fn exhausted(&mut self, reactor: &mut Reactor<S>, slot: usize);
 
+    /// Ends the conversation with a slot's worker, which finds end of file once it has read what was sent.
+    fn shut_down(&mut self, slot: usize) -> OsResult<()>;
+
     /// The slot's worker has closed its end: nothing more is to be reported of it.
     fn hung_up(&mut self, reactor: &mut Reactor<S>, slot: usize);
 
@@ -120,6 +123,7 @@ struct Link {
     token: Token,
     packet_size_max: usize,
     wants_write: bool,
+    hung_up: bool,
 }
 
 /// The part that all transports share: a table of registered sockets.
@@ -155,7 +159,7 @@ impl<S: Sys> Links<S> {
             self.by_token.resize(index + 1, NO_SLOT);
         }
         self.by_token[index] = slot;
-        self.by_slot[slot] = Some(Link { socket, token, packet_size_max, wants_write: false });
+        self.by_slot[slot] = Some(Link { socket, token, packet_size_max, wants_write: false, hung_up: false });
         Ok(())
     }
 
@@ -170,7 +174,7 @@ impl<S: Sys> Links<S> {
     fn want_write(&mut self, reactor: &mut Reactor<S>, slot: usize, want: bool) -> OsResult<()> {
         let interest = if want { self.interest.and(Interest::WRITE) } else { self.interest };
         match &mut self.by_slot[slot] {
-            Some(link) if link.wants_write != want => {
+            Some(link) if link.wants_write != want && !link.hung_up => {
                 link.wants_write = want;
                 reactor.modify(link.token, link.socket.as_fd(), interest)
             }
@@ -178,12 +182,24 @@ impl<S: Sys> Links<S> {
         }
     }
 
+    fn shut_down(&self, slot: usize) -> OsResult<()> {
+        self.link(slot).map_or(Ok(()), |link| self.sys.shutdown(link.socket.as_fd()))
+    }
+
     fn hung_up(&mut self, reactor: &mut Reactor<S>, slot: usize) {
-        if let Some(link) = &self.by_slot[slot] {
+        // Once: each change reports the hang-up again, so that one change an event would go round without a pause until
+        // the exit report comes.
+        if let Some(link) = &mut self.by_slot[slot]
+            && !std::mem::replace(&mut link.hung_up, true)
+        {
             // Edge-triggered, so that a hang-up, which cannot be masked, is not reported for ever. Fails only for a
             // descriptor that is not registered.
             let _ = reactor.modify(link.token, link.socket.as_fd(), Interest::NONE);
         }
+    }
+
+    fn has_hung_up(&self, slot: usize) -> bool {
+        self.link(slot).is_some_and(|link| link.hung_up)
     }
 
     fn rearm(&mut self, reactor: &mut Reactor<S>, slot: usize) -> OsResult<()> {

@@ -81,6 +81,10 @@ impl<S: Sys> Transport<S> for Seqpacket<S> {
         }
     }
 
+    fn shut_down(&mut self, slot: usize) -> OsResult<()> {
+        self.links.shut_down(slot)
+    }
+
     fn hung_up(&mut self, reactor: &mut Reactor<S>, slot: usize) {
         self.exhausted(reactor, slot);
         self.links.hung_up(reactor, slot);
