@@ -233,23 +233,26 @@ impl<S: Sys> Nursery<S> {
         // End of file is the order to end, also when a forked child of the host holds a copy of this end.
         let _ = sys.shutdown(socket.as_fd());
         drop(socket);
-        let deadline = sys.now_ns() + SHUTDOWN_TIMEOUT.as_nanos() as u64;
-        loop {
-            let left = deadline.saturating_sub(sys.now_ns());
-            let mut poll = [PollFd::new(pidfd.as_fd(), Interest::READ)];
-            let ended = sys.poll(&mut poll, Some(left)).is_err() || poll[0].readiness().is_readable();
-            if ended || left == 0 {
-                break;
+        let wait_for_end = || {
+            let deadline = sys.now_ns() + SHUTDOWN_TIMEOUT.as_nanos() as u64;
+            loop {
+                let left = deadline.saturating_sub(sys.now_ns());
+                let mut poll = [PollFd::new(pidfd.as_fd(), Interest::READ)];
+                let ended = sys.poll(&mut poll, Some(left)).is_err() || poll[0].readiness().is_readable();
+                if ended || left == 0 {
+                    break;
+                }
             }
-        }
+        };
+        wait_for_end();
         match sys.reap(pid) {
             Ok(None) => {}
             // Reaped, or by a host that ignores SIGCHLD.
             _ => return,
         }
         let _ = sys.kill(pid, SIGKILL);
-        let mut poll = [PollFd::new(pidfd.as_fd(), Interest::READ)];
-        let _ = sys.poll(&mut poll, Some(SHUTDOWN_TIMEOUT.as_nanos() as u64));
+        // A wait that a signal cut short would leave it unreaped.
+        wait_for_end();
         let _ = sys.reap(pid);
     }
 }

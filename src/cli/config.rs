@@ -102,7 +102,7 @@ fn own_nice() -> Option<i32> {
 
 fn open_input(path: &std::path::Path) -> std::io::Result<File> {
     let file = File::open(path)?;
-    if file.metadata()?.is_dir() {
+    if sys::retry_io("statx", || file.metadata())?.is_dir() {
         return Err(std::io::ErrorKind::IsADirectory.into());
     }
     Ok(file)
@@ -110,5 +110,5 @@ fn open_input(path: &std::path::Path) -> std::io::Result<File> {
 
 /// A standard stream without the buffer and the lock of the standard library; its flags stay as they are.
 pub(crate) fn standard(stream: impl AsFd) -> std::io::Result<File> {
-    stream.as_fd().try_clone_to_owned().map(File::from)
+    Ok(File::from(sys::duplicate(stream.as_fd())?))
 }

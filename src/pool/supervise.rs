@@ -11,7 +11,7 @@ use crate::limits::{
 use crate::nursery::{Command, Heard, Nursery, Parcel, Report};
 use crate::outcome::{Crash, CrashCause, Outcome, Reason};
 use crate::slot::Phase;
-use crate::sys::{Exit, Interest, OsError, OsResult, PollFd, Readiness, Sys};
+use crate::sys::{self, Exit, Interest, OsError, OsResult, PollFd, Readiness, Sys};
 use std::os::fd::AsFd;
 use std::time::Duration;
 
@@ -37,11 +37,7 @@ impl<S: Sys> Engine<S> {
         }
         let (socket, theirs) = self.sys.socketpair()?;
         let (lifeline, worker_lifeline) = self.sys.socketpair()?;
-        let file = self.slots[slot]
-            .file
-            .as_fd()
-            .try_clone_to_owned()
-            .map_err(|e| OsError { call: "fcntl(F_DUPFD_CLOEXEC)", errno: e.raw_os_error().unwrap_or_default() })?;
+        let file = sys::duplicate(self.slots[slot].file.as_fd())?;
         self.transport.attach(&mut self.reactor, slot, socket)?;
         // Nothing can fail any more but the nursery itself.
         let now_ns = self.sys.now_ns();

@@ -4,7 +4,7 @@
 //! `setsid(2)`, `fcntl(2)` (`F_SETPIPE_SZ`), `pipe(7)`, `waitpid(2)`, `prctl(2)` (`PR_SET_TIMERSLACK`),
 //! `sched_setaffinity(2)`, `sigprocmask(2)`.
 
-use super::{OsError, OsResult, Pid};
+use super::{OsResult, Pid, retry_interrupted, retry_nix};
 use nix::sched::CpuSet;
 use nix::sys::signal as ns;
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -28,13 +28,12 @@ pub(crate) fn enlarge_pipe(pipe: BorrowedFd<'_>) {
 /// Moves this process into a new session and process group. The caller leads no group.
 pub(crate) fn become_session_leader() -> OsResult<()> {
     // SAFETY: setsid(2) takes no argument.
-    let n = unsafe { libc::setsid() };
-    if n < 0 { Err(OsError::last("setsid")) } else { Ok(()) }
+    retry_interrupted("setsid", || unsafe { libc::setsid() as isize }).map(drop)
 }
 
 /// Waits until a child of this process has ended, and reaps it.
 pub(crate) fn wait_for_child(pid: Pid) -> OsResult<()> {
-    super::retry_interrupted("waitpid", || {
+    retry_interrupted("waitpid", || {
         // SAFETY: waitpid(2) allows a null status.
         unsafe { libc::waitpid(pid, std::ptr::null_mut(), 0) as isize }
     })
@@ -45,13 +44,12 @@ pub(crate) fn wait_for_child(pid: Pid) -> OsResult<()> {
 /// default is 50,000. Units: nanoseconds, at least one.
 pub(crate) fn set_timer_slack(ns: u64) -> OsResult<()> {
     // Zero would set the default back.
-    nix::sys::prctl::set_timerslack(ns.max(1)).map_err(|e| OsError::from_nix("prctl", e))
+    retry_nix("prctl", || nix::sys::prctl::set_timerslack(ns.max(1)))
 }
 
 /// The CPUs that this process may run on.
 pub(crate) fn affinity() -> OsResult<Vec<usize>> {
-    let set = nix::sched::sched_getaffinity(nix::unistd::Pid::from_raw(0))
-        .map_err(|e| OsError::from_nix("sched_getaffinity", e))?;
+    let set = retry_nix("sched_getaffinity", || nix::sched::sched_getaffinity(nix::unistd::Pid::from_raw(0)))?;
     Ok((0..CpuSet::count()).filter(|&cpu| set.is_set(cpu) == Ok(true)).collect())
 }
 
@@ -60,10 +58,10 @@ pub(crate) fn affinity() -> OsResult<Vec<usize>> {
 pub(crate) fn set_affinity(cpus: &[usize]) -> OsResult<()> {
     let mut set = CpuSet::new();
     for &cpu in cpus {
-        set.set(cpu).map_err(|e| OsError::from_nix("sched_setaffinity", e))?;
+        // A number that no set can hold.
+        retry_nix("sched_setaffinity", || set.set(cpu))?;
     }
-    nix::sched::sched_setaffinity(nix::unistd::Pid::from_raw(0), &set)
-        .map_err(|e| OsError::from_nix("sched_setaffinity", e))
+    retry_nix("sched_setaffinity", || nix::sched::sched_setaffinity(nix::unistd::Pid::from_raw(0), &set))
 }
 
 /// While it lives, no signal that can be blocked ends this process; what arrives is dealt with afterwards.
@@ -71,10 +69,7 @@ pub(crate) struct SignalsBlocked(ns::SigSet);
 
 impl SignalsBlocked {
     pub(crate) fn new() -> OsResult<Self> {
-        ns::SigSet::all()
-            .thread_swap_mask(ns::SigmaskHow::SIG_BLOCK)
-            .map(Self)
-            .map_err(|e| OsError::from_nix("sigprocmask", e))
+        retry_nix("sigprocmask", || ns::SigSet::all().thread_swap_mask(ns::SigmaskHow::SIG_BLOCK)).map(Self)
     }
 }
 

@@ -4,7 +4,7 @@
 //! `epoll_ctl(2)`, `epoll_pwait2(2)` (called directly: glibc has it only since 2.35), `eventfd(2)`, `timerfd_create(2)`.
 
 use super::clock::to_timespec;
-use super::{OsError, OsResult, retry_interrupted};
+use super::{OsError, OsResult, retry_interrupted, strike};
 use std::marker::PhantomData;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -140,23 +140,23 @@ impl EventBuffer {
 
 pub(super) fn create() -> OsResult<OwnedFd> {
     // SAFETY: epoll_create1(2) takes a flag word only.
-    let fd = unsafe { libc::epoll_create1(libc::EPOLL_CLOEXEC) };
-    own(fd, "epoll_create1")
+    make("epoll_create1", || unsafe { libc::epoll_create1(libc::EPOLL_CLOEXEC) })
 }
 
-fn own(fd: i32, call: &'static str) -> OsResult<OwnedFd> {
-    if fd < 0 {
-        return Err(OsError::last(call));
-    }
+/// Makes a call that returns a new descriptor.
+fn make(call: &'static str, mut f: impl FnMut() -> i32) -> OsResult<OwnedFd> {
+    let fd = retry_interrupted(call, || f() as isize)?;
     // SAFETY: the kernel just returned this descriptor to us and nobody else knows it.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
 }
 
 fn control(epoll: BorrowedFd<'_>, op: i32, fd: BorrowedFd<'_>, interest: Interest, data: u64) -> OsResult<()> {
     let mut event = libc::epoll_event { events: interest.bits(), u64: data };
-    // SAFETY: both descriptors are borrowed, so open; `event` is live and epoll_ctl(2) only reads it.
-    let n = unsafe { libc::epoll_ctl(epoll.as_raw_fd(), op, fd.as_raw_fd(), &mut event) };
-    if n < 0 { Err(OsError::last("epoll_ctl")) } else { Ok(()) }
+    let n = retry_interrupted("epoll_ctl", || {
+        // SAFETY: both descriptors are borrowed, so open; `event` is live and epoll_ctl(2) only reads it.
+        unsafe { libc::epoll_ctl(epoll.as_raw_fd(), op, fd.as_raw_fd(), &mut event) as isize }
+    });
+    n.map(drop)
 }
 
 pub(super) fn add(epoll: BorrowedFd<'_>, fd: BorrowedFd<'_>, interest: Interest, data: u64) -> OsResult<()> {
@@ -188,6 +188,9 @@ fn wait_once(epoll: BorrowedFd<'_>, events: &mut EventBuffer, timeout_ns: Option
     let capacity = events.events.len() as i32;
     // Relaxed: the flag carries no data; at worst one more call learns the same.
     if timeout_ns != Some(0) && timeout_ns.is_some() && !NO_PWAIT2.load(Ordering::Relaxed) {
+        if let Some(errno) = strike::struck("epoll_pwait2") {
+            return Err(OsError { call: "epoll_pwait2", errno });
+        }
         let timeout = to_timespec(timeout_ns.unwrap_or(0));
         // SAFETY: the buffer is live for `capacity` events and the timespec for the call; a null signal mask is
         // allowed by epoll_pwait2(2).
@@ -210,6 +213,9 @@ fn wait_once(epoll: BorrowedFd<'_>, events: &mut EventBuffer, timeout_ns: Option
             return Err(error);
         }
         NO_PWAIT2.store(true, Ordering::Relaxed);
+    }
+    if let Some(errno) = strike::struck("epoll_wait") {
+        return Err(OsError { call: "epoll_wait", errno });
     }
     // Rounded up: a wait must never end before its timer is due.
     let timeout_ms = timeout_ns.map_or(-1, |ns| ns.div_ceil(1_000_000).min(i32::MAX as u64) as i32);
@@ -259,13 +265,26 @@ impl<'a> PollFd<'a> {
 pub(super) fn poll(fds: &mut [PollFd<'_>], timeout_ns: Option<u64>) -> OsResult<usize> {
     let timeout = timeout_ns.map(to_timespec);
     let timeout = timeout.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
-    // SAFETY: PollFd is a transparent pollfd, so the slice is an array of them; ppoll(2) allows null for no
-    // timeout and for no signal mask.
-    let n = unsafe { libc::ppoll(fds.as_mut_ptr().cast(), fds.len() as libc::nfds_t, timeout, std::ptr::null()) };
-    if n >= 0 {
-        return Ok(n as usize);
-    }
-    let error = OsError::last("ppoll");
+    let error = loop {
+        let error = match strike::struck("ppoll") {
+            Some(errno) => OsError { call: "ppoll", errno },
+            None => {
+                // SAFETY: PollFd is a transparent pollfd, so the slice is an array of them; ppoll(2) allows null for no
+                // timeout and for no signal mask.
+                let n = unsafe {
+                    libc::ppoll(fds.as_mut_ptr().cast(), fds.len() as libc::nfds_t, timeout, std::ptr::null())
+                };
+                if n >= 0 {
+                    return Ok(n as usize);
+                }
+                OsError::last("ppoll")
+            }
+        };
+        // A mere look is repeated: its caller takes "nothing" for an answer.
+        if error.errno != libc::EINTR || timeout_ns != Some(0) {
+            break error;
+        }
+    };
     if error.errno != libc::EINTR {
         return Err(error);
     }
@@ -277,8 +296,7 @@ pub(super) fn poll(fds: &mut [PollFd<'_>], timeout_ns: Option<u64>) -> OsResult<
 
 pub(super) fn eventfd() -> OsResult<OwnedFd> {
     // SAFETY: eventfd(2) takes two words.
-    let fd = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) };
-    own(fd, "eventfd")
+    make("eventfd", || unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) })
 }
 
 pub(super) fn eventfd_ring(fd: BorrowedFd<'_>) -> OsResult<()> {
@@ -303,16 +321,19 @@ pub(super) fn counter_clear(fd: BorrowedFd<'_>) -> OsResult<()> {
 }
 
 pub(super) fn timerfd() -> OsResult<OwnedFd> {
+    let flags = libc::TFD_CLOEXEC | libc::TFD_NONBLOCK;
     // SAFETY: timerfd_create(2) takes two words.
-    let fd = unsafe { libc::timerfd_create(libc::CLOCK_MONOTONIC, libc::TFD_CLOEXEC | libc::TFD_NONBLOCK) };
-    own(fd, "timerfd_create")
+    make("timerfd_create", || unsafe { libc::timerfd_create(libc::CLOCK_MONOTONIC, flags) })
 }
 
 pub(super) fn timerfd_set(fd: BorrowedFd<'_>, deadline_ns: Option<u64>) -> OsResult<()> {
     // An all-zero value disarms, so a deadline in the first nanosecond is moved by one.
     let value = to_timespec(deadline_ns.map_or(0, |d| d.max(1)));
     let spec = libc::itimerspec { it_interval: to_timespec(0), it_value: value };
-    // SAFETY: `spec` is live for the call; a null old value is allowed by timerfd_settime(2).
-    let n = unsafe { libc::timerfd_settime(fd.as_raw_fd(), libc::TFD_TIMER_ABSTIME, &spec, std::ptr::null_mut()) };
-    if n < 0 { Err(OsError::last("timerfd_settime")) } else { Ok(()) }
+    let n = retry_interrupted("timerfd_settime", || {
+        let flags = libc::TFD_TIMER_ABSTIME;
+        // SAFETY: `spec` is live for the call; a null old value is allowed by timerfd_settime(2).
+        unsafe { libc::timerfd_settime(fd.as_raw_fd(), flags, &spec, std::ptr::null_mut()) as isize }
+    });
+    n.map(drop)
 }

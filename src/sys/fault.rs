@@ -1,5 +1,6 @@
 //! A kernel that fails on purpose, from a printed seed.
 
+use super::strike::{self, Role, Strike};
 use super::{EventBuffer, Linux, OsError, OsResult, Readiness, Received, Sent, Sys, Wait};
 use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -46,19 +47,45 @@ struct State {
     injected: AtomicU64,
     /// Data of an earlier event; `u64::MAX` before the first.
     last_event: AtomicU64,
+    /// Whether this kernel has a strike to carry out, or only counts.
+    watches: bool,
+}
+
+impl Drop for State {
+    fn drop(&mut self) {
+        if self.watches {
+            strike::unwatch();
+        }
+    }
 }
 
 impl Faulty {
     /// Faults as given, in an order that depends on the seed alone.
     pub fn new(seed: u64, fault: Fault) -> Self {
         let random = AtomicU64::new(seed ^ 0x9e37_79b9_7f4a_7c15);
-        let state = State { random, injected: AtomicU64::new(0), last_event: AtomicU64::new(u64::MAX) };
+        let state = State { random, injected: AtomicU64::new(0), last_event: AtomicU64::new(u64::MAX), watches: false };
         Self { state: Arc::new(state), fault }
     }
 
-    /// How many faults have been injected so far in this process.
+    /// No fault but this one, if any, below the trait: where a signal or a shortage really strikes. Calls are counted in
+    /// all processes of the pool until the last clone in this process is dropped. One such kernel at a time.
+    pub fn striking(strike: Option<Strike>) -> Self {
+        strike::watch(strike);
+        let mut faulty = Self::new(0, Fault::default());
+        if let Some(state) = Arc::get_mut(&mut faulty.state) {
+            state.watches = true;
+        }
+        faulty
+    }
+
+    /// The most calls of each name that one process of each role has made; for [`Faulty::striking`].
+    pub fn calls(&self) -> Vec<(Role, &'static str, u32)> {
+        if self.state.watches { strike::calls() } else { Vec::new() }
+    }
+
+    /// How many faults have been injected so far in this process; a strike counts wherever it was.
     pub fn injected(&self) -> u64 {
-        self.state.injected.load(Relaxed)
+        self.state.injected.load(Relaxed) + u64::from(self.state.watches && strike::has_struck())
     }
 
     /// SplitMix64 (Steele, Lea and Flood, 2014).

@@ -3,7 +3,7 @@
 //! # Source
 //! `memfd_create(2)`, `mmap(2)`, `madvise(2)`, `fcntl(2)` (seals).
 
-use super::{OsError, OsResult};
+use super::{OsError, OsResult, retry_interrupted, retry_nix};
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use std::ffi::CStr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -11,12 +11,22 @@ use std::ptr::NonNull;
 
 pub(super) fn memfd(name: &CStr, size: usize) -> OsResult<OwnedFd> {
     use nix::sys::memfd::{MFdFlags, memfd_create};
-    let fd = memfd_create(name, MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING)
-        .map_err(|e| OsError::from_nix("memfd_create", e))?;
-    nix::unistd::ftruncate(fd.as_fd(), size as i64).map_err(|e| OsError::from_nix("ftruncate", e))?;
+    let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
+    let fd = retry_nix("memfd_create", || memfd_create(name, flags))?;
+    retry_nix("ftruncate", || nix::unistd::ftruncate(fd.as_fd(), size as i64))?;
     let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;
-    fcntl(fd.as_fd(), FcntlArg::F_ADD_SEALS(seals)).map_err(|e| OsError::from_nix("fcntl", e))?;
+    retry_nix("fcntl", || fcntl(fd.as_fd(), FcntlArg::F_ADD_SEALS(seals)))?;
     Ok(fd)
+}
+
+/// Maps, and repeats it when interrupted.
+fn mmap(mut map: impl FnMut() -> *mut libc::c_void) -> OsResult<*mut libc::c_void> {
+    let mut base = libc::MAP_FAILED;
+    retry_interrupted("mmap", || {
+        base = map();
+        if base == libc::MAP_FAILED { -1 } else { 0 }
+    })?;
+    Ok(base)
 }
 
 /// Who else sees a mapping.
@@ -46,31 +56,21 @@ unsafe impl Send for Mapping {}
 impl Mapping {
     pub(super) fn map_ring(fd: BorrowedFd<'_>, prefix: usize, ring: usize, sharing: Sharing) -> OsResult<Self> {
         let size = prefix + 2 * ring;
-        // SAFETY: a new anonymous range at an address of the kernel's choice: nothing existing is touched.
-        let base = unsafe {
-            libc::mmap(
-                std::ptr::null_mut(),
-                size,
-                libc::PROT_NONE,
-                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
-                -1,
-                0,
-            )
-        };
-        if base == libc::MAP_FAILED {
-            return Err(OsError::last("mmap"));
-        }
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+        let base = mmap(|| {
+            // SAFETY: a new anonymous range at an address of the kernel's choice: nothing existing is touched.
+            unsafe { libc::mmap(std::ptr::null_mut(), size, libc::PROT_NONE, flags, -1, 0) }
+        })?;
         let base = NonNull::new(base.cast::<u8>()).ok_or(OsError { call: "mmap", errno: libc::EINVAL })?;
         // Owned from here on: an error below unmaps the whole range.
         let mapping = Self { base, size, owner: super::own_pid() };
         mapping.place(fd, 0, prefix + ring, 0)?;
         mapping.place(fd, prefix + ring, ring, prefix)?;
         if sharing == Sharing::NotInherited {
-            // SAFETY: the range is ours, whole and page-aligned; MADV_DONTFORK changes nothing in this process.
-            let n = unsafe { libc::madvise(base.as_ptr().cast(), size, libc::MADV_DONTFORK) };
-            if n < 0 {
-                return Err(OsError::last("madvise"));
-            }
+            retry_interrupted("madvise", || {
+                // SAFETY: the range is ours, whole and page-aligned; MADV_DONTFORK changes nothing in this process.
+                unsafe { libc::madvise(base.as_ptr().cast(), size, libc::MADV_DONTFORK) as isize }
+            })?;
         }
         Ok(mapping)
     }
@@ -82,19 +82,13 @@ impl Mapping {
             return Ok(());
         }
         let address = self.base.as_ptr().wrapping_add(at);
-        // SAFETY: MAP_FIXED replaces only `[at, at + size)` of our own reservation (asserted above), to which no
-        // reference exists yet.
-        let got = unsafe {
-            libc::mmap(
-                address.cast(),
-                size,
-                libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_SHARED | libc::MAP_FIXED,
-                fd.as_raw_fd(),
-                offset as libc::off_t,
-            )
-        };
-        if got == libc::MAP_FAILED { Err(OsError::last("mmap")) } else { Ok(()) }
+        let (prot, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED | libc::MAP_FIXED);
+        let got = mmap(|| {
+            // SAFETY: MAP_FIXED replaces only `[at, at + size)` of our own reservation (asserted above), to which no
+            // reference exists yet.
+            unsafe { libc::mmap(address.cast(), size, prot, flags, fd.as_raw_fd(), offset as libc::off_t) }
+        });
+        got.map(drop)
     }
 
     /// First byte of the mapping; page-aligned.

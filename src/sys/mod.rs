@@ -28,6 +28,7 @@ mod process;
 mod signal;
 mod socket;
 mod stdio;
+mod strike;
 
 pub use clock::TickClock;
 pub use epoll::{EventBuffer, Interest, PollFd, Readiness};
@@ -37,6 +38,7 @@ pub use memory::{Mapping, Sharing};
 pub use process::{Exit, ExitReport, Usage};
 pub use signal::{SignalFd, SignalSet};
 pub use socket::{FDS_MAX, Passed};
+pub use strike::{Role, Strike};
 
 #[cfg(feature = "cli")]
 pub(crate) use cli::*;
@@ -62,10 +64,6 @@ impl OsError {
     /// The error of the call that just failed, from the thread's `errno`.
     pub(crate) fn last(call: &'static str) -> Self {
         Self { call, errno: nix::errno::Errno::last_raw() }
-    }
-
-    pub(crate) fn from_nix(call: &'static str, errno: nix::errno::Errno) -> Self {
-        Self { call, errno: errno as i32 }
     }
 
     /// Whether the kernel was short of memory, descriptors or processes: worth another try later.
@@ -286,16 +284,49 @@ pub struct Linux;
 
 impl Sys for Linux {}
 
-/// Repeats a call that a signal interrupted before it did anything.
+/// Makes a call that returns a negative number when it fails, and repeats it when a signal interrupted it before it did
+/// anything. Most calls are never interrupted, by their manual pages; a tracer or a filter may make any of them say so,
+/// and it is as true then.
 pub(crate) fn retry_interrupted(call: &'static str, mut f: impl FnMut() -> isize) -> OsResult<usize> {
     loop {
-        let n = f();
-        if n >= 0 {
-            return Ok(n as usize);
-        }
-        let error = OsError::last(call);
-        if error.errno != libc::EINTR {
-            return Err(error);
+        let errno = match strike::struck(call) {
+            Some(errno) => errno,
+            None => {
+                let n = f();
+                if n >= 0 {
+                    return Ok(n as usize);
+                }
+                nix::errno::Errno::last_raw()
+            }
+        };
+        if errno != libc::EINTR {
+            return Err(OsError { call, errno });
         }
     }
+}
+
+/// As [`retry_interrupted`], for a call of the `nix` crate.
+pub(crate) fn retry_nix<T>(call: &'static str, mut f: impl FnMut() -> nix::Result<T>) -> OsResult<T> {
+    loop {
+        let errno = match strike::struck(call) {
+            Some(errno) => errno,
+            None => match f() {
+                Ok(value) => return Ok(value),
+                Err(errno) => errno as i32,
+            },
+        };
+        if errno != libc::EINTR {
+            return Err(OsError { call, errno });
+        }
+    }
+}
+
+/// As [`retry_interrupted`], for what the standard library does in one call, and does not repeat itself.
+pub(crate) fn retry_io<T>(call: &'static str, mut f: impl FnMut() -> std::io::Result<T>) -> OsResult<T> {
+    retry_nix(call, || f().map_err(|e| nix::errno::Errno::from_raw(e.raw_os_error().unwrap_or(libc::EIO))))
+}
+
+/// A copy of a descriptor under another number, closed on exec.
+pub(crate) fn duplicate(fd: BorrowedFd<'_>) -> OsResult<OwnedFd> {
+    retry_io("fcntl(F_DUPFD_CLOEXEC)", || fd.try_clone_to_owned())
 }

@@ -3,7 +3,7 @@
 //! # Source
 //! `setpgid(2)`, `setpriority(2)`, `close_range(2)`, `waitid(2)`, `wait4(2)`, `prctl(2)`, `fcntl(2)` (`F_SETOWN`).
 
-use super::{OsError, OsResult, Pid};
+use super::{OsResult, Pid, retry_interrupted, retry_nix};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 
 /// How a process ended.
@@ -35,15 +35,11 @@ pub struct ExitReport {
     pub usage: Usage,
 }
 
-fn check(call: &'static str, n: i32) -> OsResult<i32> {
-    if n < 0 { Err(OsError::last(call)) } else { Ok(n) }
-}
-
 pub(super) fn peek_exited_child() -> OsResult<Option<Pid>> {
     // SAFETY: siginfo_t is plain data, for which all-zero is valid; waitid(2) leaves si_pid 0 when nobody has ended.
     let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
     let options = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;
-    let n = super::retry_interrupted("waitid", || {
+    let n = retry_interrupted("waitid", || {
         // SAFETY: `info` is live and writable for the call.
         unsafe { libc::waitid(libc::P_ALL, 0, &mut info, options) as isize }
     });
@@ -61,7 +57,7 @@ pub(super) fn reap(pid: Pid) -> OsResult<Option<ExitReport>> {
     let mut status = 0;
     // SAFETY: rusage is plain data, for which all-zero is valid.
     let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
-    let n = super::retry_interrupted("wait4", || {
+    let n = retry_interrupted("wait4", || {
         // SAFETY: `status` and `usage` are live and writable for the call.
         unsafe { libc::wait4(pid, &mut status, libc::WNOHANG, &mut usage) as isize }
     })?;
@@ -95,8 +91,7 @@ pub(crate) fn become_group_leader() -> OsResult<()> {
 /// Makes a child the leader of its own process group. A child that is gone, or has exec'ed, is no error.
 pub(crate) fn set_group(pid: Pid) -> OsResult<()> {
     // SAFETY: setpgid(2) takes two words.
-    let n = unsafe { libc::setpgid(pid, pid) };
-    match check("setpgid", n) {
+    match retry_interrupted("setpgid", || unsafe { libc::setpgid(pid, pid) as isize }) {
         Err(e) if pid != 0 && matches!(e.errno, libc::ESRCH | libc::EACCES) => Ok(()),
         other => other.map(drop),
     }
@@ -104,26 +99,26 @@ pub(crate) fn set_group(pid: Pid) -> OsResult<()> {
 
 /// Orphaned descendants become children of this process.
 pub(crate) fn become_subreaper() -> OsResult<()> {
-    nix::sys::prctl::set_child_subreaper(true).map_err(|e| OsError::from_nix("prctl", e))
+    retry_nix("prctl", || nix::sys::prctl::set_child_subreaper(true))
 }
 
 /// Names this process for `ps` and `top`; the kernel keeps 15 bytes.
 pub(crate) fn set_name(name: &std::ffi::CStr) {
-    let _ = nix::sys::prctl::set_name(name);
+    let _ = retry_nix("prctl", || nix::sys::prctl::set_name(name));
 }
 
 /// Sets the nice value, from -20 to 19.
 pub(crate) fn set_nice(nice: i32) -> OsResult<()> {
     // SAFETY: setpriority(2) takes three words.
-    let n = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, nice) };
-    check("setpriority", n).map(drop)
+    let set = || unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, nice) as isize };
+    retry_interrupted("setpriority", set).map(drop)
 }
 
 /// No core file when this process crashes.
 pub(crate) fn forbid_core_files() -> OsResult<()> {
     use nix::sys::resource::{Resource, getrlimit, setrlimit};
-    let (_, hard) = getrlimit(Resource::RLIMIT_CORE).map_err(|e| OsError::from_nix("getrlimit", e))?;
-    setrlimit(Resource::RLIMIT_CORE, 0, hard).map_err(|e| OsError::from_nix("setrlimit", e))
+    let (_, hard) = retry_nix("getrlimit", || getrlimit(Resource::RLIMIT_CORE))?;
+    retry_nix("setrlimit", || setrlimit(Resource::RLIMIT_CORE, 0, hard))
 }
 
 /// Closes every descriptor above 2 except those in `keep`.
@@ -134,10 +129,12 @@ pub(crate) fn close_all_except(keep: &[RawFd]) -> OsResult<()> {
     for fd in keep.into_iter().map(Some).chain([None]) {
         let last = fd.map_or(u32::MAX, |fd| fd - 1);
         if first <= last {
-            // SAFETY: close_range(2) takes three words. Whoever owned these descriptors in the old process never runs
-            // in this freshly forked one.
-            let n = unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
-            check("close_range", n as i32)?;
+            // Closing all of a range twice is closing it once.
+            retry_interrupted("close_range", || {
+                // SAFETY: close_range(2) takes three words. Whoever owned these descriptors in the old process never runs
+                // in this freshly forked one.
+                unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) as isize }
+            })?;
         }
         first = fd.map_or(u32::MAX, |fd| fd + 1);
     }
@@ -147,14 +144,13 @@ pub(crate) fn close_all_except(keep: &[RawFd]) -> OsResult<()> {
 /// Makes descriptor `to` a copy of `from`, kept across exec as standard streams are.
 pub(crate) fn replace_fd(from: BorrowedFd<'_>, to: RawFd) -> OsResult<()> {
     // SAFETY: dup2(2) takes two words; `to` is one of the three standard streams, which nobody in this process owns.
-    let n = unsafe { libc::dup2(from.as_raw_fd(), to) };
-    check("dup2", n).map(drop)
+    retry_interrupted("dup2", || unsafe { libc::dup2(from.as_raw_fd(), to) as isize }).map(drop)
 }
 
 /// Whether descriptor 2 is open.
 pub(crate) fn has_stderr() -> bool {
     // SAFETY: F_GETFD reads a flag of a descriptor number, open or not.
-    unsafe { libc::fcntl(2, libc::F_GETFD) >= 0 }
+    retry_interrupted("fcntl", || unsafe { libc::fcntl(2, libc::F_GETFD) as isize }).is_ok()
 }
 
 /// Arms a lifeline: when the last copy of the other end is closed, the kernel kills this process, whatever it blocks.
@@ -163,16 +159,13 @@ pub(crate) fn has_stderr() -> bool {
 pub(crate) fn arm_lifeline(fd: BorrowedFd<'_>) -> OsResult<bool> {
     let raw = fd.as_raw_fd();
     // SAFETY: F_SETOWN takes a process id.
-    let n = unsafe { libc::fcntl(raw, libc::F_SETOWN, own_pid()) };
-    check("fcntl", n)?;
+    retry_interrupted("fcntl", || unsafe { libc::fcntl(raw, libc::F_SETOWN, own_pid()) as isize })?;
     // SAFETY: F_SETSIG takes a signal number. Not in libc for every target, so by its number (`fcntl(2)`: 10).
-    let n = unsafe { libc::fcntl(raw, F_SETSIG, libc::SIGKILL) };
-    check("fcntl", n)?;
+    retry_interrupted("fcntl", || unsafe { libc::fcntl(raw, F_SETSIG, libc::SIGKILL) as isize })?;
     // SAFETY: F_GETFL takes no argument.
-    let flags = check("fcntl", unsafe { libc::fcntl(raw, libc::F_GETFL) })?;
+    let flags = retry_interrupted("fcntl", || unsafe { libc::fcntl(raw, libc::F_GETFL) as isize })? as i32;
     // SAFETY: F_SETFL takes a flag word.
-    let n = unsafe { libc::fcntl(raw, libc::F_SETFL, flags | libc::O_ASYNC) };
-    check("fcntl", n)?;
+    retry_interrupted("fcntl", || unsafe { libc::fcntl(raw, libc::F_SETFL, flags | libc::O_ASYNC) as isize })?;
     let mut poll = [super::PollFd::new(fd.as_fd(), super::Interest::READ)];
     super::epoll::poll(&mut poll, Some(0))?;
     Ok(!poll[0].is_hung_up())

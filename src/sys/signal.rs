@@ -3,7 +3,7 @@
 //! # Source
 //! `sigaction(2)`, `sigprocmask(2)`, `signalfd(2)`, `kill(2)`, `fcntl(2)` (`F_SETSIG`).
 
-use super::{OsError, OsResult, Pid};
+use super::{OsResult, Pid, retry_interrupted, retry_nix};
 use nix::sys::signal as ns;
 use nix::sys::signalfd as sfd;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -11,12 +11,10 @@ use std::os::fd::{AsFd, BorrowedFd};
 pub(super) fn kill(pid: Pid, signal: i32) -> OsResult<()> {
     assert!(!(-1..=0).contains(&pid), "never everybody, never our own group");
     // SAFETY: kill(2) takes two words.
-    let n = unsafe { libc::kill(pid, signal) };
-    if n == 0 {
-        return Ok(());
+    match retry_interrupted("kill", || unsafe { libc::kill(pid, signal) as isize }) {
+        Err(error) if error.errno != libc::ESRCH => Err(error),
+        _ => Ok(()),
     }
-    let error = OsError::last("kill");
-    if error.errno == libc::ESRCH { Ok(()) } else { Err(error) }
 }
 
 /// Every signal to its default, none blocked: what a fresh program expects.
@@ -24,11 +22,15 @@ pub(crate) fn reset_signals() {
     // SAFETY: sigaction is plain data, for which all-zero is SIG_DFL with an empty mask and no flags.
     let default: libc::sigaction = unsafe { std::mem::zeroed() };
     for signal in 1..=libc::SIGRTMAX() {
-        // SAFETY: `default` is live for the call; signals that cannot be changed answer EINVAL, which is fine.
-        unsafe { libc::sigaction(signal, &default, std::ptr::null_mut()) };
+        // Signals that cannot be changed answer EINVAL, which is fine.
+        let _ = retry_interrupted("sigaction", || {
+            // SAFETY: `default` is live for the call; a null old action is allowed by sigaction(2).
+            unsafe { libc::sigaction(signal, &default, std::ptr::null_mut()) as isize }
+        });
     }
     // Fails only for an unknown `how`.
-    let _ = ns::sigprocmask(ns::SigmaskHow::SIG_SETMASK, Some(&ns::SigSet::empty()), None);
+    let set = || ns::sigprocmask(ns::SigmaskHow::SIG_SETMASK, Some(&ns::SigSet::empty()), None);
+    let _ = retry_nix("sigprocmask", set);
 }
 
 /// Ends this process by `signal` as if no handler and no mask had ever been set; by `SIGABRT` if that does not end it.
@@ -65,18 +67,17 @@ pub struct SignalFd(sfd::SignalFd);
 impl SignalFd {
     /// Blocks the signals in this thread and opens a descriptor for them.
     pub fn block_and_open(set: &SignalSet) -> OsResult<Self> {
-        set.0.thread_block().map_err(|e| OsError::from_nix("sigprocmask", e))?;
-        sfd::SignalFd::with_flags(&set.0, sfd::SfdFlags::SFD_NONBLOCK | sfd::SfdFlags::SFD_CLOEXEC)
-            .map(Self)
-            .map_err(|e| OsError::from_nix("signalfd", e))
+        retry_nix("sigprocmask", || set.0.thread_block())?;
+        let flags = sfd::SfdFlags::SFD_NONBLOCK | sfd::SfdFlags::SFD_CLOEXEC;
+        retry_nix("signalfd", || sfd::SignalFd::with_flags(&set.0, flags)).map(Self)
     }
 
     /// The next pending signal's number, if there is one.
     pub fn next_signal(&self) -> OsResult<Option<i32>> {
-        match self.0.read_signal() {
+        match retry_nix("read", || self.0.read_signal()) {
             Ok(info) => Ok(info.map(|i| i.ssi_signo as i32)),
-            Err(nix::errno::Errno::EINTR) => Ok(None),
-            Err(e) => Err(OsError::from_nix("read", e)),
+            Err(error) if error.errno == libc::EAGAIN => Ok(None),
+            Err(error) => Err(error),
         }
     }
 }

@@ -3,7 +3,7 @@
 //! # Source
 //! `unix(7)`, `sendmsg(2)`, `recvmsg(2)`, `cmsg(3)`.
 
-use super::{OsError, OsResult, Received, Sent, Wait, retry_interrupted};
+use super::{OsResult, Received, Sent, Wait, retry_interrupted, retry_nix};
 use nix::sys::socket as ns;
 use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
@@ -15,17 +15,18 @@ pub const FDS_MAX: usize = 8;
 const SEND_BUFFER_OVERHEAD: usize = 32;
 
 pub(super) fn pair() -> OsResult<(OwnedFd, OwnedFd)> {
-    ns::socketpair(ns::AddressFamily::Unix, ns::SockType::SeqPacket, None, ns::SockFlag::SOCK_CLOEXEC)
-        .map_err(|e| OsError::from_nix("socketpair", e))
+    retry_nix("socketpair", || {
+        ns::socketpair(ns::AddressFamily::Unix, ns::SockType::SeqPacket, None, ns::SockFlag::SOCK_CLOEXEC)
+    })
 }
 
 pub(super) fn set_send_buffer(fd: BorrowedFd<'_>, size: usize) -> OsResult<()> {
     // The kernel gives twice what is asked for, up to its limit: asking for more may bring less than there was.
-    let now = ns::getsockopt(&fd, ns::sockopt::SndBuf).map_err(|e| OsError::from_nix("getsockopt", e))?;
+    let now = retry_nix("getsockopt", || ns::getsockopt(&fd, ns::sockopt::SndBuf))?;
     if 2 * size > now && 2 * size.min(send_buffer_max()) <= now {
         return Ok(());
     }
-    ns::setsockopt(&fd, ns::sockopt::SndBuf, &size).map_err(|e| OsError::from_nix("setsockopt", e))
+    retry_nix("setsockopt", || ns::setsockopt(&fd, ns::sockopt::SndBuf, &size))
 }
 
 /// The largest send buffer that may be asked for, `socket(7)`.
@@ -38,7 +39,7 @@ fn send_buffer_max() -> usize {
 }
 
 pub(super) fn packet_size_max(fd: BorrowedFd<'_>) -> OsResult<usize> {
-    let size = ns::getsockopt(&fd, ns::sockopt::SndBuf).map_err(|e| OsError::from_nix("getsockopt", e))?;
+    let size = retry_nix("getsockopt", || ns::getsockopt(&fd, ns::sockopt::SndBuf))?;
     Ok(size.saturating_sub(SEND_BUFFER_OVERHEAD))
 }
 
@@ -46,14 +47,14 @@ pub(super) fn set_timeouts(fd: BorrowedFd<'_>, timeout_ns: u64) -> OsResult<()> 
     // All-zero means "for ever" to setsockopt(2), so the smallest timeout is one microsecond.
     let us = timeout_ns.div_ceil(1000).max(1) as i64;
     let value = nix::sys::time::TimeVal::new(us / 1_000_000, us % 1_000_000);
-    ns::setsockopt(&fd, ns::sockopt::ReceiveTimeout, &value).map_err(|e| OsError::from_nix("setsockopt", e))?;
-    ns::setsockopt(&fd, ns::sockopt::SendTimeout, &value).map_err(|e| OsError::from_nix("setsockopt", e))
+    retry_nix("setsockopt", || ns::setsockopt(&fd, ns::sockopt::ReceiveTimeout, &value))?;
+    retry_nix("setsockopt", || ns::setsockopt(&fd, ns::sockopt::SendTimeout, &value))
 }
 
 pub(super) fn shutdown(fd: BorrowedFd<'_>) -> OsResult<()> {
-    match ns::shutdown(fd.as_raw_fd(), ns::Shutdown::Both) {
-        Err(nix::errno::Errno::ENOTCONN) | Ok(()) => Ok(()),
-        Err(e) => Err(OsError::from_nix("shutdown", e)),
+    match retry_nix("shutdown", || ns::shutdown(fd.as_raw_fd(), ns::Shutdown::Both)) {
+        Err(error) if error.errno != libc::ENOTCONN => Err(error),
+        _ => Ok(()),
     }
 }
 

@@ -1,0 +1,238 @@
+//! Row 34 of the fault table without other programs: every system call that the pool itself makes is struck once, in the
+//! host, in the nursery and in a worker, at each of its places, by `seqpool::sys::Faulty::striking`.
+//!
+//! `tests/sweep_strace.rs` has the same on the real kernel, where also the calls of the libraries are struck.
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use seqpool::sys::{Faulty, Role, Strike};
+use seqpool::{Crash, CrashCause, Error, Job, Outcome, Pool, Stats, TransportKind};
+use std::collections::BTreeMap;
+use std::os::fd::AsFd;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
+use std::time::{Duration, Instant};
+
+mod support;
+
+fn main() {
+    support::main(&support::cases_on_each_transport![
+        interrupted_calls_change_nothing => 240,
+        shortages_change_nothing => 240,
+        a_strike_is_seen_where_it_is_planned,
+    ]);
+}
+
+const JOBS: usize = 14;
+/// This one dies, this one hangs, and this one's body travels in fragments.
+const DIES: usize = 4;
+const HANGS: usize = 7;
+const LARGE: usize = 2;
+const HANG_LIMIT: Duration = Duration::from_millis(20);
+/// What a strike may cost.
+const DELAY_MAX: Duration = Duration::from_millis(100);
+/// What two runs may differ by.
+const NOISE: Duration = Duration::from_millis(200);
+/// A machine that does other things as well may hold up a run, but not this often at the same place.
+const TRIES: usize = 4;
+const RUN_LIMIT: Duration = Duration::from_secs(20);
+
+fn starts() -> &'static [AtomicU32] {
+    static MEMORY: OnceLock<&'static [AtomicU32]> = OnceLock::new();
+    MEMORY.get_or_init(|| support::shared_words(JOBS))
+}
+
+fn body(number: usize) -> Vec<u8> {
+    let size = if number == LARGE { 300_000 } else { 10 };
+    let mut body = vec![number as u8];
+    body.extend((0..size).map(|i| (i + number) as u8));
+    body
+}
+
+fn reply_to(body: &[u8]) -> Vec<u8> {
+    body.iter().take(8).map(|b| b ^ 0x5a).collect()
+}
+
+struct Ran {
+    outcomes: Vec<Outcome<Vec<u8>>>,
+    stats: Stats,
+    elapsed: Duration,
+}
+
+/// One pool's whole life: start, large and small jobs, a death, a deadline, recycling, the end.
+fn run(sys: &Faulty, transport: TransportKind) -> Result<Ran, Error> {
+    starts().iter().for_each(|count| count.store(0, SeqCst));
+    let start = Instant::now();
+    let mut pool = Pool::builder()
+        .workers(2)
+        .transport(transport)
+        .max_jobs_per_worker(4)
+        .nice(19)
+        .handler("do", |request, reply| {
+            let body = request.body();
+            let number = usize::from(body[0]);
+            starts()[number].fetch_add(1, SeqCst);
+            match number {
+                DIES => kill(Pid::this(), Signal::SIGKILL)?,
+                HANGS => std::thread::sleep(Duration::from_secs(1000)),
+                _ => reply.extend_from_slice(&reply_to(body)),
+            }
+            Ok(())
+        })
+        .spawn_with(sys.clone())?;
+    // From now on an outer loop is told what is left, which takes calls of its own.
+    let _ = pool.as_fd();
+    let mut outcomes: Vec<Option<Outcome<Vec<u8>>>> = vec![None; JOBS];
+    for number in 0..JOBS {
+        let body = body(number);
+        let mut job = Job::new("do", &body).tag(number as u64);
+        if number == HANGS {
+            job = job.timeout(HANG_LIMIT);
+        }
+        pool.submit(job)?;
+    }
+    while pool.outstanding() > 0 {
+        assert!(start.elapsed() < RUN_LIMIT, "no outcome: {outcomes:?}, {:?}", pool.stats());
+        pool.poll(Some(Duration::from_millis(500)), |completion, _| {
+            let old = outcomes[completion.tag as usize].replace(completion.outcome.map(<[u8]>::to_vec));
+            assert!(old.is_none(), "job {} has two outcomes", completion.tag);
+        })?;
+    }
+    let stats = pool.stats();
+    drop(pool);
+    let outcomes = outcomes.into_iter().map(|outcome| outcome.expect("nothing is outstanding")).collect();
+    Ok(Ran { outcomes, stats, elapsed: start.elapsed() })
+}
+
+/// What every run must bring, struck or not.
+fn judge(ran: &Ran) -> Result<(), String> {
+    for (number, outcome) in ran.outcomes.iter().enumerate() {
+        let right = match outcome {
+            Outcome::Crashed(Crash { cause: CrashCause::Signal(9), .. }) => number == DIES,
+            Outcome::TimedOut { after } => number == HANGS && *after == HANG_LIMIT,
+            Outcome::Done(reply) => ![DIES, HANGS].contains(&number) && *reply == reply_to(&body(number)),
+            _ => false,
+        };
+        let starts = starts()[number].load(SeqCst);
+        if !right || starts != 1 {
+            return Err(format!("job {number}, started {starts} times: {outcome:?}; {:?}", ran.stats));
+        }
+    }
+    if ran.stats.hostile != 0 || ran.stats.abandoned != 0 {
+        return Err(format!("{:?}", ran.stats));
+    }
+    Ok(())
+}
+
+/// What a run makes when nothing is struck: the calls of each role, and the time.
+fn unstruck(transport: TransportKind) -> (BTreeMap<(Role, &'static str), u32>, Duration) {
+    let (mut calls, mut slowest) = (BTreeMap::new(), Duration::ZERO);
+    for _ in 0..3 {
+        let sys = Faulty::striking(None);
+        let ran = run(&sys, transport).expect("a pool");
+        assert_eq!((judge(&ran), sys.injected()), (Ok(()), 0));
+        slowest = slowest.max(ran.elapsed);
+        for (role, call, count) in sys.calls() {
+            let most = calls.entry((role, call)).or_insert(0);
+            *most = count.max(*most);
+        }
+    }
+    for (role, call) in [(Role::Host, "sendmsg"), (Role::Nursery, "waitid"), (Role::Worker, "recvmsg")] {
+        assert!(calls.contains_key(&(role, call)), "{role:?} makes {call}: {calls:?}");
+    }
+    println!("{transport}, {slowest:?}, calls a process: {calls:?}");
+    (calls, slowest)
+}
+
+/// Every place of a call that is made by its own occasion. One that is made in a loop (64 signals are reset; a process
+/// looks again and again before it sleeps) is struck at the first of them and then here and there.
+fn places(count: u32) -> impl Iterator<Item = u32> {
+    const FIRST: u32 = 24;
+    (1..=count.min(FIRST)).chain((FIRST + 1..=count).step_by(((count.max(FIRST) - FIRST) / 6).max(1) as usize))
+}
+
+/// Strikes each place with each error. A refusal to start is right where `may_refuse` says so and the call is named.
+fn sweep(transport: TransportKind, errnos: impl Fn(&str) -> &'static [i32], may_refuse: bool) {
+    let (calls, slowest) = unstruck(transport);
+    let limit = slowest + DELAY_MAX + NOISE;
+    let (mut runs, mut struck, mut refused, mut late, mut failures) = (0, 0, 0, 0, Vec::new());
+    for ((role, call), count) in calls {
+        let mut hit = 0;
+        for errno in errnos(call) {
+            for nth in places(count) {
+                let strike = Strike { role, call, nth, errno: *errno };
+                let (mut tries, mut verdict) = (0, Err(String::new()));
+                while tries < TRIES {
+                    tries += 1;
+                    let sys = Faulty::striking(Some(strike));
+                    let ran = run(&sys, transport);
+                    if tries == 1 {
+                        hit += sys.injected();
+                    }
+                    let elapsed = ran.as_ref().map_or(Duration::ZERO, |ran| ran.elapsed);
+                    verdict = match ran {
+                        Ok(ran) => judge(&ran),
+                        Err(error) if may_refuse && role == Role::Host && error.to_string().contains(call) => {
+                            refused += 1;
+                            Ok(())
+                        }
+                        Err(error) => Err(error.to_string()),
+                    };
+                    if verdict.is_err() || elapsed <= limit {
+                        break;
+                    }
+                    late += 1;
+                    verdict = Err(format!("took {elapsed:?}, and more than {limit:?} each time"));
+                }
+                runs += 1;
+                if let Err(why) = verdict {
+                    failures.push(format!("{strike:?}: {why}"));
+                }
+            }
+        }
+        assert!(hit > 0 || errnos(call).is_empty(), "{role:?} {call} was never struck");
+        struck += hit;
+    }
+    println!("{runs} runs, {struck} struck, {refused} refused to start, {late} held up and tried again");
+    failures.iter().for_each(|failure| println!("{failure}"));
+    assert!(failures.is_empty(), "{} of {runs} runs went wrong", failures.len());
+    // How often a process looks before it sleeps differs from run to run.
+    assert!(struck * 4 >= runs * 3, "only {struck} of {runs} were struck");
+}
+
+fn interrupted_calls_change_nothing(transport: TransportKind) {
+    sweep(transport, |_| &[libc::EINTR], false);
+}
+
+/// `send(2)`, `recv(2)`, `eventfd(2)`, `signalfd(2)`, `fork(2)`, `mmap(2)`, `madvise(2)`, `unix(7)`.
+fn shortages_change_nothing(transport: TransportKind) {
+    let errnos = |call: &str| -> &'static [i32] {
+        match call {
+            "sendto" => &[libc::EAGAIN, libc::ENOBUFS, libc::ENOMEM],
+            "sendmsg" => &[libc::EAGAIN, libc::ENOBUFS, libc::ENOMEM, libc::ETOOMANYREFS],
+            "recvmsg" => &[libc::EAGAIN, libc::ENOMEM],
+            "read" | "write" => &[libc::EAGAIN],
+            "fork" | "mmap" | "madvise" => &[libc::EAGAIN, libc::ENOMEM],
+            _ => &[],
+        }
+    };
+    sweep(transport, errnos, true);
+}
+
+fn a_strike_is_seen_where_it_is_planned(transport: TransportKind) {
+    let refusal = |role, call, nth, errno| {
+        let sys = Faulty::striking(Some(Strike { role, call, nth, errno }));
+        let ran = run(&sys, transport);
+        (sys.injected(), ran.map(|ran| judge(&ran)).map_err(|error| error.to_string()))
+    };
+    let (injected, error) = refusal(Role::Host, "socketpair", 1, libc::EMFILE);
+    assert_eq!(injected, 1);
+    let error = error.expect_err("no nursery without a socket");
+    assert!(error.contains("starting the nursery: socketpair"), "{error}");
+    // Never made so often.
+    assert_eq!(refusal(Role::Host, "socketpair", 10_000, libc::EMFILE), (0, Ok(Ok(()))));
+    // What kills a nursery is seen in the outcomes: the judge bites.
+    let (injected, verdict) = refusal(Role::Nursery, "ppoll", 1, libc::EFAULT);
+    assert_eq!(injected, 1);
+    assert!(!matches!(verdict, Ok(Ok(()))), "{verdict:?}");
+}
