@@ -805,7 +805,6 @@ fn options_that_do_not_work_yet_do_not_exist() {
         "--resume-failed",
         "--tag",
         "--dry-run",
-        "--max-jobs-per-worker=1",
         "--mem-limit=1MiB",
         "--deadline=1s",
         "--trace=x",

@@ -295,9 +295,12 @@ fn a_worker_that_does_not_leave_is_killed(transport: TransportKind) {
     for (number, letter) in [b's', b'f', b'w'].into_iter().enumerate() {
         pool.submit(Job::new("do", &body(number, letter, 0)).tag(number as u64)).expect("room");
     }
-    let start = Instant::now();
+    let cpu = || support::cpu_time(std::process::id() as i32).expect("ours");
+    let (start, cpu_before) = (Instant::now(), cpu());
     finish(&mut pool, &mut outcomes);
-    let elapsed = start.elapsed();
+    let (elapsed, cpu) = (start.elapsed(), cpu() - cpu_before);
+    // Its socket has hung up all the while, which must not keep the host busy.
+    assert!(cpu < LEAVE_TIMEOUT / 4, "the host has used {cpu:?} in {elapsed:?}");
     assert_eq!(outcomes[&0], Outcome::Done(Vec::new()));
     assert!(matches!(outcomes[&1], Outcome::Failed { .. }));
     assert_eq!(outcomes[&2], Outcome::Done(1u32.to_le_bytes().to_vec()), "the second worker's");

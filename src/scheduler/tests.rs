@@ -642,3 +642,36 @@ fn a_slot_is_filled_before_the_next_unless_its_bytes_do_not_fit() {
     assert_eq!(scheduler.place(1000, |_| false), None);
     assert_eq!(scheduler.place_evenly(1000, |_| true), Some(other), "the least loaded");
 }
+
+#[test]
+fn a_slot_never_holds_more_than_its_worker_may_still_run() {
+    for window_jobs_max in [1, 3, usize::MAX] {
+        let mut s = Scheduler::new(2, window_jobs_max);
+        for slot in 0..2 {
+            s.limit(slot, 5);
+            s.open(slot);
+            s.ready(slot);
+        }
+        let mut held = [0; 2];
+        while let Some(slot) = s.place(1, |_| true) {
+            s.added(slot, 1);
+            held[slot] += 1;
+        }
+        assert_eq!(held, [window_jobs_max.min(5); 2]);
+        assert_eq!((s.at_hand(1), s.place_evenly(1, |_| true)), (None, None));
+        // Each that is done leaves room for no other, unless the window was the narrower.
+        for left in (0..5).rev() {
+            s.removed(0, 1);
+            held[0] -= 1;
+            s.limit(0, left);
+            while s.has_room(0, 1) {
+                s.added(0, 1);
+                held[0] += 1;
+            }
+            assert_eq!(held[0], window_jobs_max.min(left));
+        }
+        // The next worker begins anew.
+        s.limit(0, 5);
+        assert_eq!(s.place(1, |_| true), Some(0));
+    }
+}

@@ -3,7 +3,7 @@
 //! # What a backend owes
 //! - Every descriptor is created close-on-exec, in the call that creates it.
 //! - A call interrupted by a signal before it did anything is repeated here; waits report an interruption as
-//!   "nothing ready", so that the caller recomputes its timeout.
+//!   "nothing ready", so that the caller recomputes its timeout. A mere look with `poll` is no wait: it is repeated.
 //! - Expected states are values ([`Sent`], [`Received`]), not errors. What is left is an [`OsError`] that names the call.
 //! - No call on a socket raises `SIGPIPE`.
 //! - Every flag that the kernel returns with a message is checked: a truncated message is never handed out.
