@@ -151,7 +151,12 @@ impl Output {
             return;
         }
         match &self.writer {
-            Some(writer) => self.error = writer.exchange(&mut self.buffer),
+            Some(writer) => {
+                self.error = writer.exchange(&mut self.buffer);
+                if self.error.is_some() {
+                    self.buffer.clear();
+                }
+            }
             None if self.buffer.is_empty() => {}
             None => self.start_writer(),
         }

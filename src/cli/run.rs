@@ -480,6 +480,10 @@ fn settle(
         if was_settled {
             return Ok(signal);
         }
+        // The last write ended just now, and its wake may have been taken before: nothing would end a wait.
+        if streams.is_settled() {
+            continue;
+        }
         let left = give_up.map(|at| at.saturating_duration_since(Instant::now()));
         if left == Some(Duration::ZERO) {
             return Ok(signal);
