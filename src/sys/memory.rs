@@ -1,4 +1,4 @@
-//! Memory files and mappings; the ring that is mapped twice.
+//! Memory files and mappings; the ring that is mapped twice; counters that processes share.
 //!
 //! # Source
 //! `memfd_create(2)`, `mmap(2)`, `madvise(2)`, `fcntl(2)` (seals).
@@ -8,6 +8,7 @@ use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use std::ffi::CStr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
+use std::sync::atomic::AtomicU64;
 
 pub(super) fn memfd(name: &CStr, size: usize) -> OsResult<OwnedFd> {
     use nix::sys::memfd::{MFdFlags, memfd_create};
@@ -109,6 +110,44 @@ impl Drop for Mapping {
         }
         // SAFETY: the range is ours alone, and whoever borrowed from it borrowed from `self`.
         let n = unsafe { libc::munmap(self.base.as_ptr().cast(), self.size) };
+        debug_assert_eq!(n, 0, "munmap of our own range");
+    }
+}
+
+/// Zeroed counters in memory that every process forked from now on shares.
+#[derive(Debug)]
+pub(super) struct SharedCounters {
+    base: NonNull<AtomicU64>,
+    count: usize,
+}
+
+// SAFETY: the mapping is this value's own, as a Box's memory is; nothing in it is tied to a thread.
+unsafe impl Send for SharedCounters {}
+// SAFETY: a shared reference gives out shared references to atomics only.
+unsafe impl Sync for SharedCounters {}
+
+impl SharedCounters {
+    pub(super) fn new(count: usize) -> OsResult<Self> {
+        let (prot, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED | libc::MAP_ANONYMOUS);
+        // SAFETY: a new range at an address of the kernel's choice: nothing existing is touched.
+        let base = unsafe { libc::mmap(std::ptr::null_mut(), count * size_of::<AtomicU64>(), prot, flags, -1, 0) };
+        if base == libc::MAP_FAILED {
+            return Err(OsError::last("mmap"));
+        }
+        let base = NonNull::new(base.cast()).ok_or(OsError { call: "mmap", errno: libc::EINVAL })?;
+        Ok(Self { base, count })
+    }
+
+    pub(super) fn words(&self) -> &[AtomicU64] {
+        // SAFETY: mapped for `count` words until `drop`, page-aligned, zeroed by the kernel, and accessed as atomics only.
+        unsafe { std::slice::from_raw_parts(self.base.as_ptr(), self.count) }
+    }
+}
+
+impl Drop for SharedCounters {
+    fn drop(&mut self) {
+        // SAFETY: the range of `new`, whole; whoever borrowed from it borrowed from `self`. Other processes keep theirs.
+        let n = unsafe { libc::munmap(self.base.as_ptr().cast(), self.count * size_of::<AtomicU64>()) };
         debug_assert_eq!(n, 0, "munmap of our own range");
     }
 }

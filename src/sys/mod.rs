@@ -19,6 +19,7 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 #[cfg(feature = "cli")]
 mod cli;
 mod clock;
+mod count;
 mod epoll;
 mod fault;
 mod fork;
@@ -31,6 +32,7 @@ mod stdio;
 mod strike;
 
 pub use clock::TickClock;
+pub use count::{Call, Counting, Counts, Role};
 pub use epoll::{EventBuffer, Interest, PollFd, Readiness};
 pub use fault::{Fault, Faulty};
 pub use fork::{Forked, Pid, thread_count};
