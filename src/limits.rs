@@ -47,8 +47,8 @@ pub const STEAL_NS: u64 = 20_000;
 pub const SEND_BUFFER_SIZE: usize = 4 << 20;
 /// Packets that are read from one slot a turn, before the others have theirs.
 pub const PACKETS_PER_TURN: u32 = 16;
-/// Times that a dead worker's socket is drained until what lies in its out-ring fits what has come.
-pub const DRAINS_MAX: u32 = 64;
+/// Times that a dead worker's socket is drained, for its end of file, or until what lies in its out-ring fits what came.
+pub const DRAINS_MAX: u32 = 16;
 /// Workers of a pool.
 pub const WORKERS_MAX: usize = 4096;
 

@@ -5,8 +5,8 @@ use super::slot::{Doom, Life};
 use super::table::{JobIndex, Place};
 use crate::claim;
 use crate::limits::{
-    CHARGES_MAX, EARLY_DEATHS_MAX, KILL_TIMEOUT, LEAVE_TIMEOUT, RESPAWN_BACKOFF_MAX, RESPAWN_BACKOFF_MIN, SAMPLE_MIN,
-    SLEEP_MAX, SPAWN_FAILURES_MAX,
+    CHARGES_MAX, DRAINS_MAX, EARLY_DEATHS_MAX, KILL_TIMEOUT, LEAVE_TIMEOUT, RESPAWN_BACKOFF_MAX, RESPAWN_BACKOFF_MIN,
+    SAMPLE_MIN, SLEEP_MAX, SPAWN_FAILURES_MAX,
 };
 use crate::nursery::{Command, Heard, Nursery, Parcel, Report};
 use crate::outcome::{Crash, CrashCause, Outcome, Reason};
@@ -272,10 +272,21 @@ impl<S: Sys> Engine<S> {
 
     // ---- dying
 
+    /// Reads all that a dead worker has sent, to the end of file. While a process that it left behind holds its socket,
+    /// there is none: then one "nothing there" is as good as many, but no single one is believed.
+    fn drain_dead(&mut self, slot: usize) {
+        for _ in 0..DRAINS_MAX {
+            if self.slots[slot].doom == Some(Doom::Hostile) || self.transport.has_hung_up(slot) {
+                return;
+            }
+            self.drain_slot(slot);
+        }
+    }
+
     /// A worker has ended (`None`: nobody knows how): every job of its slot gets what it deserves.
     fn on_exit(&mut self, slot: usize, exit: Option<Exit>) {
-        if self.slots[slot].doom != Some(Doom::Hostile) && exit.is_some() {
-            self.drain_slot(slot);
+        if exit.is_some() {
+            self.drain_dead(slot);
         }
         if self.slots[slot].doom != Some(Doom::Hostile) {
             self.salvage(slot);

@@ -36,39 +36,14 @@
 
 use super::memory::SharedCounters;
 use super::{
-    EventBuffer, ExitReport, Forked, Interest, Linux, Mapping, OsResult, Passed, Pid, PollFd, Received, Sent, Sharing,
-    Sys, Wait,
+    EventBuffer, ExitReport, Forked, Interest, Linux, Mapping, OsResult, Passed, Pid, PollFd, Received, Role, Sent,
+    Sharing, Sys, Wait,
 };
 use std::fmt;
 use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
-
-/// What a process of a pool is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Role {
-    /// The process that made the [`Counting`], and what it forks by itself.
-    Host,
-    /// The child that the host forks through [`Sys::fork`].
-    Nursery,
-    /// Every child that the nursery forks so, and their children; all counted together.
-    Worker,
-}
-
-impl Role {
-    /// Every role.
-    pub const ALL: [Role; 3] = [Role::Host, Role::Nursery, Role::Worker];
-
-    fn from_index(index: u8) -> Self {
-        Self::ALL[usize::from(index).min(Self::ALL.len() - 1)]
-    }
-
-    /// The role in words.
-    pub fn name(self) -> &'static str {
-        ["host", "nursery", "worker"][self as usize]
-    }
-}
 
 /// Implements [`Sys`] by counting a call and then making it.
 macro_rules! counted {
@@ -175,7 +150,7 @@ impl Counting {
 
     /// What this process counts as.
     pub fn role(&self) -> Role {
-        Role::from_index(self.role.load(Relaxed))
+        Role::from_depth(self.role.load(Relaxed).into())
     }
 
     fn count(&self, call: Call) {

@@ -1,7 +1,7 @@
 //! A kernel that fails on purpose, from a printed seed.
 
-use super::strike::{self, Role, Strike};
-use super::{EventBuffer, Linux, OsError, OsResult, Readiness, Received, Sent, Sys, Wait};
+use super::strike::{self, Strike};
+use super::{EventBuffer, Linux, OsError, OsResult, Readiness, Received, Role, Sent, Sys, Wait};
 use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;

@@ -26,21 +26,23 @@ mod fork;
 mod memory;
 mod pidfd;
 mod process;
+mod role;
 mod signal;
 mod socket;
 mod stdio;
 mod strike;
 
 pub use clock::TickClock;
-pub use count::{Call, Counting, Counts, Role};
+pub use count::{Call, Counting, Counts};
 pub use epoll::{EventBuffer, Interest, PollFd, Readiness};
 pub use fault::{Fault, Faulty};
 pub use fork::{Forked, Pid, thread_count};
 pub use memory::{Mapping, Sharing};
 pub use process::{Exit, ExitReport, Usage};
+pub use role::Role;
 pub use signal::{SignalFd, SignalSet};
 pub use socket::{FDS_MAX, Passed};
-pub use strike::{Role, Strike};
+pub use strike::Strike;
 
 #[cfg(feature = "cli")]
 pub(crate) use cli::*;

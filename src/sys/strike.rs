@@ -8,24 +8,9 @@
 //! # Source
 //! `mmap(2)` (`MAP_SHARED | MAP_ANONYMOUS`: a forked child has the same page).
 
+use super::Role;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
-
-/// Who makes a call: the process that watches, its child, or that one's children.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Role {
-    /// The pool's own process.
-    Host,
-    /// The process that forks.
-    Nursery,
-    /// Any worker.
-    Worker,
-}
-
-impl Role {
-    /// All of them.
-    pub const ALL: [Role; 3] = [Role::Host, Role::Nursery, Role::Worker];
-}
 
 /// The `nth` call of this name, counted from 1 in each process by itself, fails without reaching the kernel: in the first
 /// process of this role that comes so far, and nowhere else.
@@ -181,7 +166,7 @@ pub(super) fn struck(call: &'static str) -> Option<i32> {
 #[cold]
 fn count(call: &'static str) -> Option<i32> {
     let (page, call) = (page(), index_of(call));
-    let role = (DEPTH.load(Relaxed) as usize).min(Role::ALL.len() - 1);
+    let role = Role::from_depth(DEPTH.load(Relaxed) as usize) as usize;
     let nth = OWN[call].fetch_add(1, Relaxed) + 1;
     page.most[role][call].fetch_max(nth, Relaxed);
     let is_planned =

@@ -109,6 +109,9 @@ pub(crate) trait Transport<S: Sys>: Send {
     /// The slot's worker has closed its end: nothing more is to be reported of it.
     fn hung_up(&mut self, reactor: &mut Reactor<S>, slot: usize);
 
+    /// Whether the end of what this slot's worker has sent has been seen.
+    fn has_hung_up(&self, slot: usize) -> bool;
+
     /// Asks the kernel to report again whatever is there: a lost edge costs one sleep, not the run.
     fn rearm(&mut self, reactor: &mut Reactor<S>, slot: usize) -> OsResult<()>;
 

@@ -90,6 +90,10 @@ impl<S: Sys> Transport<S> for Seqpacket<S> {
         self.links.hung_up(reactor, slot);
     }
 
+    fn has_hung_up(&self, slot: usize) -> bool {
+        self.links.has_hung_up(slot)
+    }
+
     fn rearm(&mut self, reactor: &mut Reactor<S>, slot: usize) -> OsResult<()> {
         self.links.rearm(reactor, slot)
     }

@@ -69,7 +69,7 @@ pub const ALL: &[Driver] = &[
     Driver::Whole { name: "bulk", fewer: 20_000, more: 220_000, run: bulk },
 ];
 
-/// By how much a path may differ from its record: well above the spread of a dozen runs, some beside three busy loops.
+/// By how much a path may differ from its record: well above the spread of seven runs, some beside three busy loops.
 pub fn tolerance(path: &str) -> f64 {
     match path {
         // One process that waits for nobody: no spread at all.
