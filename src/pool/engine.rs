@@ -7,11 +7,11 @@
 use super::Submitter;
 use super::hook::{Event, Hook, Step};
 use super::job::{Completion, Finished, HandlerRef, Job};
-use super::journal::{Journal, State};
+use super::journal::{Entering, Journal, State};
 use super::send::LargeSource;
 use super::slot::{Doom, Life, Slot};
 use super::stats::Stats;
-use super::table::{JobIndex, Owned, Place, Table, Ticket};
+use super::table::{JobIndex, Label, Owned, Place, Table, Ticket};
 use crate::claim::{self, FrameId};
 use crate::error::{Error, TrySubmitError};
 use crate::frame::{self, FLAG_TIMED, Header, Kind};
@@ -343,7 +343,8 @@ impl<S: Sys> Engine<S> {
         if direct.is_none() && !(may_queue && self.queue.has_room(ring_size)) {
             return None;
         }
-        let index = self.insert(handler, tag, timeout_ns, batch);
+        let label = self.insert(handler, tag, timeout_ns, batch);
+        let (index, timed) = (label.job, timeout_ns != 0);
         self.note(Step::Submitted, index, None);
         let header = Header {
             payload_size: payload_size as u32,
@@ -361,8 +362,8 @@ impl<S: Sys> Engine<S> {
         match direct {
             Some(slot) if large => {
                 let id = self.number(slot);
-                let (position, _) = self.slots[slot].journal.append(index, id, 0, estimate_ns);
-                self.placed(index, slot, position, estimate_ns);
+                let (position, _) = self.slots[slot].journal.append(Entering { label, id, estimate_ns, timed }, 0);
+                self.placed(index, slot, position, estimate_ns, timeout_ns);
                 // It is on its way before it is copied: the copy is made while the worker receives.
                 let sent = self.send_large(slot, position, Some(LargeSource { header, header_block, body }));
                 self.table.get_mut(index).owned = Some(own([header_block, body]));
@@ -373,12 +374,12 @@ impl<S: Sys> Engine<S> {
             Some(slot) => {
                 let id = self.number(slot);
                 let s = &mut self.slots[slot];
-                let (position, room) = s.journal.append(index, id, ring_size, estimate_ns);
+                let (position, room) = s.journal.append(Entering { label, id, estimate_ns, timed }, ring_size);
                 frame::encode(room, Header { id, ..header }, header_block, body);
-                self.placed(index, slot, position, estimate_ns);
+                self.placed(index, slot, position, estimate_ns, timeout_ns);
             }
             None => {
-                let (position, room) = self.queue.append(index, 0, ring_size, 0);
+                let (position, room) = self.queue.append(Entering { label, id: 0, estimate_ns, timed }, ring_size);
                 if large {
                     self.table.get_mut(index).owned = Some(own([header_block, body]));
                 } else {
@@ -387,11 +388,11 @@ impl<S: Sys> Engine<S> {
                 self.table.get_mut(index).place = Place::Queue(position);
             }
         }
-        Some(self.table.ticket(index))
+        Some(label.ticket())
     }
 
     #[inline]
-    fn insert(&mut self, handler: u32, tag: u64, timeout_ns: u64, batch: u32) -> JobIndex {
+    fn insert(&mut self, handler: u32, tag: u64, timeout_ns: u64, batch: u32) -> Label {
         self.stats.jobs += 1;
         if batch != BATCH_SINGLE {
             self.batch_outstanding += 1;
@@ -428,8 +429,8 @@ impl<S: Sys> Engine<S> {
     /// A job that is not run: its outcome waits.
     #[cold]
     pub(super) fn reject(&mut self, job: &Job<'_>, batch: u32, reason: Reason) -> Ticket {
-        let index = self.insert(0, job.tag, 0, batch);
-        let ticket = self.table.ticket(index);
+        let label = self.insert(0, job.tag, 0, batch);
+        let (index, ticket) = (label.job, label.ticket());
         self.note(Step::Submitted, index, None);
         self.finish(index, Outcome::Rejected { reason }, None);
         ticket
@@ -477,14 +478,14 @@ impl<S: Sys> Engine<S> {
             let entry = *s.journal.entry(position);
             if entry.size == 0 {
                 s.journal.void(position);
-                self.table.get_mut(entry.job).place = Place::FrontOwned;
+                self.table.get_mut(entry.label.job).place = Place::FrontOwned;
             } else {
                 s.journal.entry_mut(position).state = State::TakenBack;
-                self.table.get_mut(entry.job).place = Place::FrontInSlot(slot as u32, position);
+                self.table.get_mut(entry.label.job).place = Place::FrontInSlot(slot as u32, position);
             }
-            self.leave_slot(slot, entry.job, entry.estimate_ns);
-            self.note(Step::Reclaimed, entry.job, Some(slot));
-            self.front.push_back(entry.job);
+            self.leave_slot(slot, entry.estimate_ns, entry.timed);
+            self.note(Step::Reclaimed, entry.label.job, Some(slot));
+            self.front.push_back(entry.label.job);
             position = self.slots[slot].journal.next_live(position + 1);
         }
         let taken = self.front.len() - before;
@@ -501,11 +502,9 @@ impl<S: Sys> Engine<S> {
 
     /// A job is in this slot no more.
     #[inline]
-    pub(super) fn leave_slot(&mut self, slot: usize, job: JobIndex, estimate_ns: u32) {
+    pub(super) fn leave_slot(&mut self, slot: usize, estimate_ns: u32, timed: bool) {
         self.scheduler.removed(slot, estimate_ns);
-        if self.table.get(job).timeout_ns != 0 {
-            self.timed_jobs -= 1;
-        }
+        self.timed_jobs -= usize::from(timed);
     }
 
     // ---- finishing

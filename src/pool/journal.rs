@@ -4,7 +4,7 @@
 //! freed at the head; one that is settled in between is void and is freed when the head passes it. The tail never
 //! moves back. Each slot has a journal, and so has the pool's queue.
 
-use super::table::JobIndex;
+use super::table::Label;
 use crate::limits::FRAME_ALIGN;
 use crate::ring::{ByteRing, RingMemory};
 use crate::sys::{OsResult, Sharing, Sys};
@@ -28,12 +28,33 @@ pub(super) struct Entry {
     pub(super) at: u64,
     /// Its id on the slot's socket.
     pub(super) id: u64,
-    pub(super) job: JobIndex,
+    pub(super) label: Label,
     /// Bytes here; 0 for a job whose bytes are in the job table.
     pub(super) size: u32,
     /// The estimate under which it was placed.
     pub(super) estimate_ns: u32,
     pub(super) state: State,
+    /// Whether its job has a timeout.
+    pub(super) timed: bool,
+}
+
+const _: () = assert!(size_of::<Entry>() <= 56, "many of them are in flight");
+
+/// A job that is to be appended.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Entering {
+    pub(super) label: Label,
+    pub(super) id: u64,
+    pub(super) estimate_ns: u32,
+    pub(super) timed: bool,
+}
+
+impl Entering {
+    #[inline]
+    fn at(self, at: u64, size: u32) -> Entry {
+        let Entering { label, id, estimate_ns, timed } = self;
+        Entry { at, id, label, size, estimate_ns, state: State::Live, timed }
+    }
 }
 
 /// Position of an entry: a count that never comes down.
@@ -53,7 +74,8 @@ impl Journal {
         assert!(entries.is_power_of_two(), "positions are masked");
         let fd = sys.memfd(c"seqpool-journal", bytes)?;
         let map = sys.map_ring(fd.as_fd(), 0, bytes, Sharing::NotInherited)?;
-        let void = Entry { at: 0, id: 0, job: JobIndex::NONE, size: 0, estimate_ns: 0, state: State::Void };
+        let (label, state, timed) = (Label::NONE, State::Void, false);
+        let void = Entry { at: 0, id: 0, label, size: 0, estimate_ns: 0, state, timed };
         Ok(Self {
             bytes: ByteRing::new(RingMemory::new(map, 0), 0),
             entries: vec![void; entries].into_boxed_slice(),
@@ -117,24 +139,24 @@ impl Journal {
 
     /// Appends an entry and `size` bytes for the caller to fill. The caller has asked for room.
     #[inline]
-    pub(super) fn append(&mut self, job: JobIndex, id: u64, size: usize, estimate_ns: u32) -> (Position, &mut [u8]) {
+    pub(super) fn append(&mut self, entering: Entering, size: usize) -> (Position, &mut [u8]) {
         debug_assert!(self.has_room(size) && size.is_multiple_of(FRAME_ALIGN));
         let position = self.tail;
         let at = self.bytes.tail();
         let i = self.index(position);
-        self.entries[i] = Entry { at, id, job, size: size as u32, estimate_ns, state: State::Live };
+        self.entries[i] = entering.at(at, size as u32);
         self.tail += 1;
         (position, self.bytes.append(size).unwrap_or_default())
     }
 
     /// Appends a copy of a frame that is in this journal already.
-    pub(super) fn append_copy(&mut self, from: Position, job: JobIndex, id: u64, estimate_ns: u32) -> Position {
+    pub(super) fn append_copy(&mut self, from: Position, entering: Entering) -> Position {
         let Entry { at: source, size, .. } = *self.entry(from);
         debug_assert!(self.has_room(size as usize));
         let position = self.tail;
         let at = self.bytes.tail();
         let i = self.index(position);
-        self.entries[i] = Entry { at, id, job, size, estimate_ns, state: State::Live };
+        self.entries[i] = entering.at(at, size);
         self.tail += 1;
         let copied = self.bytes.append_from_self(source, size as usize);
         debug_assert!(copied, "room was asked for");

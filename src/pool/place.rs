@@ -2,7 +2,7 @@
 
 use super::engine::{Alarm, Engine};
 use super::hook::Step;
-use super::journal::{Position, State};
+use super::journal::{Entering, Position, State};
 use super::slot::Slot;
 use super::table::{JobIndex, Owned, Place};
 use crate::claim::FrameId;
@@ -55,7 +55,7 @@ impl<S: Sys> Engine<S> {
                 State::TakenBack => {
                     self.detach(slot, head);
                     self.slots[slot].journal.void(head);
-                    self.table.get_mut(entry.job).place = Place::FrontOwned;
+                    self.table.get_mut(entry.label.job).place = Place::FrontOwned;
                 }
                 // Not sent yet: it moves by itself.
                 State::Live if head >= s.sent => return,
@@ -67,7 +67,7 @@ impl<S: Sys> Engine<S> {
                     let moved = s.journal.retire_head();
                     s.due = s.due.max(moved);
                     s.sent = s.sent.max(moved + 1);
-                    self.table.get_mut(entry.job).place = Place::Slot(slot as u32, moved);
+                    self.table.get_mut(entry.label.job).place = Place::Slot(slot as u32, moved);
                     return;
                 }
             }
@@ -77,7 +77,7 @@ impl<S: Sys> Engine<S> {
     /// Copies a job's bytes from a slot's journal into its record.
     pub(super) fn detach(&mut self, slot: usize, position: Position) {
         let s = &self.slots[slot];
-        let job = s.journal.entry(position).job;
+        let job = s.journal.entry(position).label.job;
         let Some(Ok(f)) = frame::Frames::new(s.journal.frame(position)).next() else {
             unreachable!("a frame that this process encoded");
         };
@@ -91,7 +91,7 @@ impl<S: Sys> Engine<S> {
         self.detach(slot, position);
         let entry = self.slots[slot].journal.entry_mut(position);
         entry.size = 0;
-        if let Some(owned) = &mut self.table.get_mut(entry.job).owned {
+        if let Some(owned) = &mut self.table.get_mut(entry.label.job).owned {
             owned.large = true;
             self.large_size += owned.payload.len();
         }
@@ -108,10 +108,8 @@ impl<S: Sys> Engine<S> {
 
     /// Books a job that has just been appended to a slot's journal.
     #[inline(always)]
-    pub(super) fn placed(&mut self, job: JobIndex, slot: usize, position: Position, estimate_ns: u32) {
-        let r = self.table.get_mut(job);
-        r.place = Place::Slot(slot as u32, position);
-        let timeout_ns = r.timeout_ns;
+    pub(super) fn placed(&mut self, job: JobIndex, slot: usize, position: Position, estimate_ns: u32, timeout_ns: u64) {
+        self.table.get_mut(job).place = Place::Slot(slot as u32, position);
         self.scheduler.added(slot, estimate_ns);
         self.note(Step::Placed, job, Some(slot));
         self.mark_dirty(slot);
@@ -144,7 +142,7 @@ impl<S: Sys> Engine<S> {
             return Some(job);
         }
         let position = self.queue.next_live(self.queue.head());
-        (position != self.queue.tail()).then(|| self.queue.entry(position).job)
+        (position != self.queue.tail()).then(|| self.queue.entry(position).label.job)
     }
 
     /// Whether any job waits for a slot.
@@ -224,27 +222,29 @@ impl<S: Sys> Engine<S> {
 
     /// Moves a waiting job into a slot's journal, which has room for it.
     pub(super) fn move_to(&mut self, job: JobIndex, slot: usize, size: usize, estimate_ns: u32) {
-        let place = self.table.get(job).place;
+        let (place, timeout_ns, label) =
+            (self.table.get(job).place, self.table.get(job).timeout_ns, self.table.label(job));
         // Making room may have moved its bytes into its record.
         let id = self.number(slot);
+        let entering = Entering { label, id, estimate_ns, timed: timeout_ns != 0 };
         let position = match place {
             Place::FrontInSlot(from, at) if from as usize == slot => {
                 let j = &mut self.slots[slot].journal;
-                let position = j.append_copy(at, job, id, estimate_ns);
+                let position = j.append_copy(at, entering);
                 frame::set_id(j.frame_mut(position), id);
                 j.void(at);
                 position
             }
             Place::FrontInSlot(from, at) => {
                 let (source, target) = two(&mut self.slots, from as usize, slot);
-                let (position, room) = target.journal.append(job, id, size, estimate_ns);
+                let (position, room) = target.journal.append(entering, size);
                 room.copy_from_slice(source.journal.frame(at));
                 frame::set_id(room, id);
                 source.journal.void(at);
                 position
             }
             Place::Queue(at) => {
-                let (position, room) = self.slots[slot].journal.append(job, id, size, estimate_ns);
+                let (position, room) = self.slots[slot].journal.append(entering, size);
                 if size != 0 {
                     room.copy_from_slice(self.queue.frame(at));
                     frame::set_id(room, id);
@@ -253,7 +253,7 @@ impl<S: Sys> Engine<S> {
                 position
             }
             Place::FrontOwned => {
-                let (position, room) = self.slots[slot].journal.append(job, id, size, estimate_ns);
+                let (position, room) = self.slots[slot].journal.append(entering, size);
                 let r = self.table.get_mut(job);
                 if size != 0
                     && let Some(o) = r.owned.take()
@@ -268,7 +268,7 @@ impl<S: Sys> Engine<S> {
         if !matches!(place, Place::Queue(_)) {
             self.front.pop_front();
         }
-        self.placed(job, slot, position, estimate_ns);
+        self.placed(job, slot, position, estimate_ns, timeout_ns);
     }
 }
 

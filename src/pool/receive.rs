@@ -8,7 +8,7 @@ use super::hook::Step;
 use super::job::{Completion, Finished};
 use super::journal::Position;
 use super::slot::{Doom, Life};
-use super::table::Ticket;
+use super::table::{Label, Ticket};
 use crate::assembly::{Assembly, Taken};
 use crate::frame::{FLAG_FRAGMENT, FLAG_TIMED, Frame, Frames, Header, Kind, Status, frame_size};
 use crate::limits::{DRAINS_MAX, PACKET_SIZE_MAX, PACKETS_PER_TURN, RING_SIZE};
@@ -23,14 +23,14 @@ const TIMES_SIZE: usize = 16;
 /// The taker where there is none: every completion is kept.
 type Keep<S> = fn(&mut Engine<S>, Completion<'_>);
 
+/// Runs from this long on all count for the estimate of their handler. Units: nanoseconds.
+const LEARN_ALWAYS_NS: u32 = 4096;
+
 /// A job that has left its slot.
 #[derive(Clone, Copy)]
 struct Over {
     slot: usize,
-    handler: u32,
-    tag: u64,
-    batch: u32,
-    ticket: Ticket,
+    label: Label,
     run_ns: u32,
 }
 
@@ -207,9 +207,10 @@ impl<S: Sys> Engine<S> {
             self.stats.done += 1;
             // Written out: an outcome that is moved on its way to its taker is stored and loaded again.
             match sink {
-                Some(sink) if over.batch == self.taker && self.hook.is_none() && self.is_wanted(over.batch) => {
-                    self.delivered(over.batch);
-                    let Over { slot, tag, ticket, run_ns, .. } = over;
+                Some(sink) if over.label.batch == self.taker && self.hook.is_none() && self.is_wanted(self.taker) => {
+                    self.delivered(over.label.batch);
+                    let Over { slot, label, run_ns } = over;
+                    let (tag, ticket) = (label.tag, label.ticket());
                     let (worker, run_ns) = (Some(slot), Some(u64::from(run_ns)));
                     let outcome = Outcome::Done(frame.body());
                     sink.take(self, Completion { ticket, tag, outcome, worker, run_ns });
@@ -281,7 +282,7 @@ impl<S: Sys> Engine<S> {
         let Some(status) = Status::from_code(header.code) else { return self.kill(slot, Doom::Hostile) };
         let over = self.book_result(slot, position, header.extra);
         if self.hook.is_some() {
-            let Over { ticket, tag, .. } = over;
+            let (tag, ticket) = (over.label.tag, over.label.ticket());
             if let Some(times) = times {
                 let (start, end) = times.split_at(8);
                 let word = |bytes: &[u8]| bytes.iter().rev().fold(0, |n, &b| n << 8 | u64::from(b));
@@ -296,7 +297,7 @@ impl<S: Sys> Engine<S> {
             Status::Failed => Outcome::Failed { message: text(), panicked: false },
             Status::Panicked => Outcome::Failed { message: text(), panicked: true },
             Status::UnknownHandler => {
-                let name = self.handler_names[over.handler as usize].clone();
+                let name = self.handler_names[over.label.handler as usize].clone();
                 Outcome::Rejected { reason: Reason::UnknownHandler(name) }
             }
             Status::ReplyTooLarge => {
@@ -321,17 +322,24 @@ impl<S: Sys> Engine<S> {
         if s.watched {
             self.on_watched_result(slot);
         }
-        self.leave_slot(slot, entry.job, entry.estimate_ns);
-        let r = self.table.get(entry.job);
-        let (handler, tag, batch, ticket) = (r.handler, r.tag, r.batch, self.table.ticket(entry.job));
-        self.services[handler as usize].learn(run_ns);
-        self.forget(entry.job);
-        Over { slot, handler, tag, batch, ticket, run_ns }
+        self.leave_slot(slot, entry.estimate_ns, entry.timed);
+        let label = entry.label;
+        // A short run is one among very many: one in eight of them tells enough.
+        if run_ns >= LEARN_ALWAYS_NS || label.job.0.is_multiple_of(8) {
+            self.services[label.handler as usize].learn(run_ns);
+        }
+        if entry.size != 0 {
+            self.table.remove_unowned(label);
+        } else {
+            self.forget(label.job);
+        }
+        Over { slot, label, run_ns }
     }
 
     /// Hands a result to its taker, or keeps it.
     fn hand_over<F: Sink<S>>(&mut self, over: Over, outcome: Outcome<&[u8]>, sink: Option<&mut F>) {
-        let Over { slot, tag, batch, ticket, run_ns, .. } = over;
+        let Over { slot, label, run_ns } = over;
+        let (tag, batch, ticket) = (label.tag, label.batch, label.ticket());
         if !self.is_wanted(batch) {
             return;
         }

@@ -135,7 +135,7 @@ impl<S: Sys> Engine<S> {
             self.stats.packets_sent += 1;
             if self.hook.is_some() {
                 for position in first..end {
-                    let job = self.slots[slot].journal.entry(position).job;
+                    let job = self.slots[slot].journal.entry(position).label.job;
                     let (ticket, tag) = (self.table.ticket(job), self.table.get(job).tag);
                     self.note_at(Step::Sent, ticket, tag, Some(slot), sent_ns);
                 }
@@ -167,7 +167,7 @@ impl<S: Sys> Engine<S> {
     fn send_fragment(&mut self, slot: usize, position: Position, source: Option<LargeSource<'_>>) -> OsResult<Sent> {
         let s = &mut self.slots[slot];
         let entry = *s.journal.entry(position);
-        let LargeSource { header, header_block, body } = match (source, &self.table.get(entry.job).owned) {
+        let LargeSource { header, header_block, body } = match (source, &self.table.get(entry.label.job).owned) {
             (Some(source), _) => source,
             (None, Some(owned)) => {
                 let (header_block, body) = owned.payload.split_at(usize::from(owned.header.header_block_size));
@@ -209,7 +209,7 @@ impl<S: Sys> Engine<S> {
                 s.fragment_offset = 0;
                 s.sent = position + 1;
                 s.sent_seq = s.sent_seq.wrapping_add(1);
-                let (ticket, tag) = (self.table.ticket(entry.job), self.table.get(entry.job).tag);
+                let (ticket, tag) = (self.table.ticket(entry.label.job), self.table.get(entry.label.job).tag);
                 self.note_at(Step::Sent, ticket, tag, Some(slot), sent_ns);
             }
         }

@@ -381,8 +381,8 @@ impl<S: Sys> Engine<S> {
         s.journal.void(position);
         s.due = position + 1;
         s.due_seq = s.due_seq.wrapping_add(1);
-        self.leave_slot(slot, entry.job, entry.estimate_ns);
-        self.finish(entry.job, outcome, Some(slot));
+        self.leave_slot(slot, entry.estimate_ns, entry.timed);
+        self.finish(entry.label.job, outcome, Some(slot));
     }
 
     /// A worker died, or had to be killed, with nothing running: the job that was next in line is charged with it.
@@ -422,7 +422,7 @@ impl<S: Sys> Engine<S> {
             if position == self.queue.tail() {
                 break;
             }
-            let job = self.queue.entry(position).job;
+            let job = self.queue.entry(position).label.job;
             self.queue.void(position);
             self.finish(job, Outcome::Rejected { reason: reason.clone() }, None);
         }
@@ -601,7 +601,7 @@ impl<S: Sys> Engine<S> {
             for _ in 1..started {
                 position = s.journal.next_live(position + 1);
             }
-            self.table.get(s.journal.entry(position).job).timeout_ns
+            self.table.get(s.journal.entry(position).label.job).timeout_ns
         };
         if limit_ns == 0 {
             return None;

@@ -18,6 +18,27 @@ pub struct Ticket {
     pub(super) generation: u32,
 }
 
+/// What of a job its result needs at once. A journal keeps it beside the job's bytes, where it is read in order: the
+/// records of many thousand jobs in flight lie in no cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Label {
+    pub(super) tag: u64,
+    pub(super) job: JobIndex,
+    pub(super) generation: u32,
+    pub(super) handler: u32,
+    /// Which call's job it is; 0 for one that was submitted by itself.
+    pub(super) batch: u32,
+}
+
+impl Label {
+    pub(super) const NONE: Label = Label { tag: 0, job: JobIndex::NONE, generation: 0, handler: 0, batch: 0 };
+
+    #[inline]
+    pub(super) fn ticket(self) -> Ticket {
+        Ticket { index: self.job.0, generation: self.generation }
+    }
+}
+
 /// Where a job is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Place {
@@ -59,66 +80,79 @@ pub(super) struct Record {
     /// How often a worker died with this job next in line.
     pub(super) charges: u8,
     pub(super) owned: Option<Box<Owned>>,
-    /// Next free record.
-    next_free: u32,
 }
 
 #[derive(Debug)]
 pub(super) struct Table {
     records: Vec<Record>,
-    first_free: u32,
-    len: usize,
+    /// Free records and the generations of their next jobs, so that taking one reads none of it.
+    free: Vec<(JobIndex, u32)>,
 }
-
-const END: u32 = u32::MAX;
 
 impl Table {
     pub(super) fn new() -> Self {
-        Self { records: Vec::new(), first_free: END, len: 0 }
+        Self { records: Vec::new(), free: Vec::new() }
     }
 
     /// Jobs in the table.
     #[inline]
     pub(super) fn len(&self) -> usize {
-        self.len
+        self.records.len() - self.free.len()
     }
 
     /// Takes a free record. Grows only when more jobs are outstanding than ever before.
     #[inline]
-    pub(super) fn insert(&mut self, handler: u32, tag: u64, timeout_ns: u64, batch: u32) -> JobIndex {
-        self.len += 1;
-        if self.first_free == END {
-            let index = self.records.len() as u32;
-            self.records.push(Record {
-                generation: 0,
-                handler,
-                place: Place::Nowhere,
-                tag,
-                timeout_ns,
-                batch,
-                charges: 0,
-                owned: None,
-                next_free: END,
-            });
-            return JobIndex(index);
-        }
-        let index = self.first_free;
-        let r = &mut self.records[index as usize];
-        self.first_free = r.next_free;
-        (r.handler, r.tag, r.timeout_ns, r.batch, r.charges) = (handler, tag, timeout_ns, batch, 0);
-        JobIndex(index)
+    pub(super) fn insert(&mut self, handler: u32, tag: u64, timeout_ns: u64, batch: u32) -> Label {
+        let (job, generation) = match self.free.pop() {
+            Some(free) => free,
+            None => self.grow(),
+        };
+        // Written and not read: nothing waits for memory.
+        let r = &mut self.records[job.0 as usize];
+        (r.generation, r.handler, r.place, r.tag) = (generation, handler, Place::Nowhere, tag);
+        (r.timeout_ns, r.batch, r.charges) = (timeout_ns, batch, 0);
+        Label { tag, job, generation, handler, batch }
+    }
+
+    #[cold]
+    fn grow(&mut self) -> (JobIndex, u32) {
+        let index = self.records.len() as u32;
+        self.records.push(Record {
+            generation: 0,
+            handler: 0,
+            place: Place::Nowhere,
+            tag: 0,
+            timeout_ns: 0,
+            batch: 0,
+            charges: 0,
+            owned: None,
+        });
+        // Room for all of them to be free, so that giving one back never allocates.
+        self.free.reserve(self.records.capacity());
+        (JobIndex(index), 0)
     }
 
     /// Frees a record; its ticket is void from now on.
-    #[inline]
     pub(super) fn remove(&mut self, job: JobIndex) {
-        let r = &mut self.records[job.0 as usize];
-        r.generation = r.generation.wrapping_add(1);
+        let label = self.label(job);
+        self.records[job.0 as usize].owned = None;
+        self.remove_unowned(label);
+    }
+
+    /// As [`Table::remove`], for a job that owns no bytes: its record is written and not read.
+    #[inline]
+    pub(super) fn remove_unowned(&mut self, label: Label) {
+        let next = label.generation.wrapping_add(1);
+        let r = &mut self.records[label.job.0 as usize];
+        debug_assert!(r.owned.is_none() && r.generation == label.generation);
+        r.generation = next;
         r.place = Place::Nowhere;
-        r.owned = None;
-        r.next_free = self.first_free;
-        self.first_free = job.0;
-        self.len -= 1;
+        self.free.push((label.job, next));
+    }
+
+    pub(super) fn label(&self, job: JobIndex) -> Label {
+        let r = self.get(job);
+        Label { tag: r.tag, job, generation: r.generation, handler: r.handler, batch: r.batch }
     }
 
     #[inline]

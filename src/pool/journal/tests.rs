@@ -1,6 +1,7 @@
 //! The journal against a list: what is live is intact, what is freed is free, and no room leaks.
 
 use super::*;
+use crate::pool::table::JobIndex;
 use crate::sys::Linux;
 use proptest::prelude::*;
 use std::collections::VecDeque;
@@ -24,6 +25,13 @@ struct Live {
     estimate_ns: u32,
     state: State,
     bytes: Vec<u8>,
+}
+
+impl Live {
+    fn entering(&self) -> Entering {
+        let label = Label { job: self.job, ..Label::NONE };
+        Entering { label, id: self.id, estimate_ns: self.estimate_ns, timed: self.job.0.is_multiple_of(2) }
+    }
 }
 
 struct Pair {
@@ -61,7 +69,7 @@ impl Pair {
         }
         let bytes = (0..size).map(|i| (i as u8).wrapping_mul(11).wrapping_add(self.next_job as u8)).collect();
         let live = self.live(bytes);
-        let (position, room) = self.journal.append(live.job, live.id, size, live.estimate_ns);
+        let (position, room) = self.journal.append(live.entering(), size);
         room.copy_from_slice(&live.bytes);
         assert_eq!(position, self.head + self.items.len() as u64);
         self.items.push_back(Item { live: Some(live), size });
@@ -82,7 +90,7 @@ impl Pair {
             return;
         }
         let live = self.live(bytes);
-        let position = self.journal.append_copy(self.head + i as u64, live.job, live.id, live.estimate_ns);
+        let position = self.journal.append_copy(self.head + i as u64, live.entering());
         assert_eq!(position, self.head + self.items.len() as u64);
         self.items.push_back(Item { live: Some(live), size });
     }
@@ -139,7 +147,7 @@ impl Pair {
                 None => assert_eq!(e.state, State::Void),
                 Some(live) => {
                     let is = Live {
-                        job: e.job,
+                        job: e.label.job,
                         id: e.id,
                         estimate_ns: e.estimate_ns,
                         state: e.state,
@@ -230,5 +238,5 @@ fn a_slow_head_stops_nobody() {
         pair.void(1);
         pair.check();
     }
-    assert_eq!(pair.journal.entry(pair.head).job, JobIndex(1), "still the first job");
+    assert_eq!(pair.journal.entry(pair.head).label.job, JobIndex(1), "still the first job");
 }

@@ -34,7 +34,9 @@ proptest! {
             match step {
                 Step::Insert | Step::InsertNowhere => {
                     tag += 1;
-                    let job = table.insert(tag as u32, tag, tag * 2, tag as u32 + 1);
+                    let label = table.insert(tag as u32, tag, tag * 2, tag as u32 + 1);
+                    let job = label.job;
+                    prop_assert_eq!((label, label.ticket()), (table.label(job), table.ticket(job)));
                     let r = table.get(job);
                     prop_assert_eq!((r.handler, r.tag, r.timeout_ns, r.batch), (tag as u32, tag, tag * 2, tag as u32 + 1));
                     // Nothing of the record's last job is left.
@@ -89,12 +91,12 @@ proptest! {
 #[test]
 fn generations_wrap() {
     let mut table = Table::new();
-    let job = table.insert(0, 0, 0, 0);
+    let job = table.insert(0, 0, 0, 0).job;
     table.get_mut(job).place = Place::FrontOwned;
     table.get_mut(job).generation = u32::MAX;
     let old = table.ticket(job);
     table.remove(job);
-    let job = table.insert(0, 0, 0, 0);
+    let job = table.insert(0, 0, 0, 0).job;
     table.get_mut(job).place = Place::FrontOwned;
     let new = table.ticket(job);
     assert_eq!((table.find(old), table.find(new), new.generation), (None, Some(job), 0));
