@@ -14,8 +14,8 @@ pub const FRAME_ALIGN: usize = 8;
 pub const FRAGMENT_PREFIX_SIZE: usize = 16;
 /// Largest packet, and so the largest frame that travels whole. Fits the default send buffer of 212,992 bytes.
 pub const PACKET_SIZE_MAX: usize = 192 << 10;
-/// Frames are packed up to this size; four such packets fit a default send buffer.
-pub const PACK_SIZE_MAX: usize = (64 << 10) - 64;
+/// Frames are packed up to this size. Two such packets fit a send buffer that could not be raised beyond the default.
+pub const PACK_SIZE_MAX: usize = PACKET_SIZE_MAX;
 /// Smallest packet size that a socket must allow.
 pub const PACKET_SIZE_MIN: usize = 4 << 10;
 /// Largest header block of a job.

@@ -206,21 +206,41 @@ impl Scheduler {
         (waiting / (2 * self.open_slots().max(1))).max(1)
     }
 
+    /// How many jobs of this estimate the slot at hand may be given, one after the other, as [`Scheduler::at_hand`] says.
+    pub(crate) fn room_at_hand(&self, estimate_ns: u32) -> usize {
+        let load = &self.slots[self.cursor];
+        let limit_ns = if self.idle.is_empty() { WINDOW_NS } else { STEAL_NS };
+        let by_work = limit_ns.saturating_sub(load.work_ns) / u64::from(estimate_ns.max(1));
+        let by_work = usize::try_from(by_work).unwrap_or(usize::MAX);
+        if self.at_hand(estimate_ns).is_some() { by_work.min(load.jobs_max - load.jobs) } else { 0 }
+    }
+
     /// The slot has been given a job of this estimate.
     #[inline]
     pub(crate) fn added(&mut self, slot: usize, estimate_ns: u32) {
+        self.added_many(slot, 1, estimate_ns);
+    }
+
+    /// The slot has been given so many jobs of this estimate.
+    #[inline]
+    pub(crate) fn added_many(&mut self, slot: usize, count: usize, estimate_ns: u32) {
         let load = &mut self.slots[slot];
-        load.jobs += 1;
-        load.work_ns += u64::from(estimate_ns);
+        load.jobs += count;
+        load.work_ns += count as u64 * u64::from(estimate_ns);
     }
 
     /// A job that was added under this estimate is settled or taken back.
     #[inline]
     pub(crate) fn removed(&mut self, slot: usize, estimate_ns: u32) {
+        self.removed_many(slot, 1, estimate_ns.into());
+    }
+
+    /// So many jobs, which were added under estimates of this sum, are settled.
+    pub(crate) fn removed_many(&mut self, slot: usize, count: usize, work_ns: u64) {
         let load = &mut self.slots[slot];
-        debug_assert!(load.jobs > 0, "removed what was added");
-        load.jobs -= 1;
-        load.work_ns -= u64::from(estimate_ns);
+        debug_assert!(load.jobs >= count && load.work_ns >= work_ns, "removed what was added");
+        load.jobs -= count;
+        load.work_ns -= work_ns;
         if load.jobs == 0 {
             self.list_if_idle(slot);
         }

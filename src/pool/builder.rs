@@ -200,12 +200,14 @@ impl Builder {
         let handler_names: Box<[String]> = self.handlers.iter().map(|(name, _)| name.clone()).collect();
         let handlers = Handlers { by_id: self.handlers, on_start: self.on_start, job_size_max: self.job_size_max };
         let setup = Setup { handlers, nice: self.nice, keep_fds: self.keep_fds };
-        // First of all: the smaller this process is, the cheaper each worker.
+        // Asked before the fork, so that the nursery and the workers know the kernel's limit without asking again.
+        let header_block_size_max = header_block_size_max(&sys).map_err(Error::os("asking for socket buffers"))?;
+        // Before anything that takes memory: the smaller this process is, the cheaper each worker.
         let nursery = Nursery::start(&sys, setup).map_err(Error::os("starting the nursery"))?;
         let nanos = |d: Duration| u64::try_from(d.as_nanos()).unwrap_or(u64::MAX);
         let config = Config {
             job_size_max: self.job_size_max,
-            header_block_size_max: HEADER_BLOCK_SIZE_MAX,
+            header_block_size_max,
             outstanding_max: self
                 .outstanding_max
                 .unwrap_or_else(|| OUTSTANDING_JOBS_MAX.max(workers * OUTSTANDING_JOBS_PER_WORKER)),
@@ -218,18 +220,16 @@ impl Builder {
         // From here on the nursery must be shut down when something fails.
         let assemble = |nursery: Nursery<S>| -> Result<Engine<S>, (Error, Nursery<S>)> {
             let parts = (|| {
-                let header_block_size_max = header_block_size_max(&sys)?;
                 let mut reactor = Reactor::with_sys(sys.clone(), workers + 1)?;
                 reactor.make_exposable()?;
                 let token = reactor.register(nursery.socket(), Interest::READ.and(Interest::WRITE))?;
                 let queue = Journal::create(&sys, QUEUE_SIZE, QUEUE_JOBS_MAX)?;
                 let slots =
                     (0..workers).map(|_| Slot::create(&sys, self.first_seq)).collect::<Result<Box<[Slot]>, _>>()?;
-                Ok((reactor, token, queue, slots, header_block_size_max))
+                Ok((reactor, token, queue, slots))
             })();
             match parts {
-                Ok((reactor, nursery_token, queue, slots, header_block_size_max)) => {
-                    let config = Config { header_block_size_max, ..config };
+                Ok((reactor, nursery_token, queue, slots)) => {
                     let transport = self.transport.build(sys.clone(), workers);
                     let (sys, hook) = (sys.clone(), self.hook);
                     Ok(Engine::new(Parts {

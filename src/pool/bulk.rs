@@ -3,6 +3,7 @@
 use super::Pool;
 use super::engine::{BATCH_SINGLE, Engine, Work};
 use super::job::{HandlerId, Job};
+use super::lane::Lane;
 use crate::error::TrySubmitError;
 use crate::sys::{Linux, Sys};
 
@@ -26,6 +27,8 @@ pub(crate) struct Bulk<'p, S: Sys = Linux> {
     /// Jobs until the next look, and between the next two.
     left: u32,
     between: u32,
+    /// The slot that is being filled.
+    lane: Option<Lane>,
 }
 
 impl<S: Sys> Pool<S> {
@@ -37,7 +40,7 @@ impl<S: Sys> Pool<S> {
         let is_known = (handler.0 as usize) < engine.handler_names.len();
         let is_open = is_known && !engine.draining && engine.hopeless.is_none();
         let (size_max, timeout_ns) = (engine.config.job_size_max, engine.config.timeout_ns);
-        Bulk { engine, handler, is_open, size_max, timeout_ns, left: LOOK_JOBS_MIN, between: LOOK_JOBS_MIN }
+        Bulk { engine, handler, is_open, size_max, timeout_ns, left: LOOK_JOBS_MIN, between: LOOK_JOBS_MIN, lane: None }
     }
 }
 
@@ -48,6 +51,32 @@ impl<S: Sys> Bulk<'_, S> {
     /// As [`Pool::try_submit`].
     #[inline]
     pub(crate) fn try_submit(&mut self, body: &[u8], tag: u64) -> Result<(), TrySubmitError<()>> {
+        if let Some(lane) = &mut self.lane
+            && body.len() <= self.size_max
+            && self.engine.submit_through(lane, body, tag)
+        {
+            return Ok(());
+        }
+        self.try_submit_beside(body, tag)
+    }
+
+    /// Submits a job for which there is no lane yet.
+    fn try_submit_beside(&mut self, body: &[u8], tag: u64) -> Result<(), TrySubmitError<()>> {
+        self.close_lane();
+        if self.left == 0 {
+            self.look();
+        }
+        if self.is_open
+            && body.len() <= self.size_max
+            && let Some(mut lane) = self.engine.open_lane(self.handler.0, BATCH_SINGLE, self.left)
+        {
+            let is_submitted = self.engine.submit_through(&mut lane, body, tag);
+            self.lane = Some(lane);
+            if is_submitted {
+                return Ok(());
+            }
+            self.close_lane();
+        }
         if !self.is_open || body.len() > self.size_max {
             return self.try_submit_checked(body, tag);
         }
@@ -58,10 +87,14 @@ impl<S: Sys> Bulk<'_, S> {
             return Err(TrySubmitError::Full(()));
         }
         self.left -= 1;
-        if self.left == 0 {
-            self.look();
-        }
         Ok(())
+    }
+
+    fn close_lane(&mut self) {
+        if let Some(lane) = self.lane.take() {
+            self.left -= lane.count();
+            self.engine.close_lane(lane);
+        }
     }
 
     #[cold]
@@ -87,6 +120,7 @@ impl<S: Sys> Bulk<'_, S> {
 
 impl<S: Sys> Drop for Bulk<'_, S> {
     fn drop(&mut self) {
+        self.close_lane();
         self.engine.kick();
         self.engine.settle_submit();
     }

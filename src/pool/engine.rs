@@ -361,7 +361,7 @@ impl<S: Sys> Engine<S> {
         let own = |payload: [&[u8]; 2]| Box::new(Owned { header, payload: payload.concat().into(), large: true });
         match direct {
             Some(slot) if large => {
-                let id = self.number(slot);
+                let id = self.slots[slot].next_id();
                 let (position, _) = self.slots[slot].journal.append(Entering { label, id, estimate_ns, timed }, 0);
                 self.placed(index, slot, position, estimate_ns, timeout_ns);
                 // It is on its way before it is copied: the copy is made while the worker receives.
@@ -372,7 +372,7 @@ impl<S: Sys> Engine<S> {
                 }
             }
             Some(slot) => {
-                let id = self.number(slot);
+                let id = self.slots[slot].next_id();
                 let s = &mut self.slots[slot];
                 let (position, room) = s.journal.append(Entering { label, id, estimate_ns, timed }, ring_size);
                 frame::encode(room, Header { id, ..header }, header_block, body);

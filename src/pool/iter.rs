@@ -1,7 +1,8 @@
 //! Whole runs: many inputs through one handler, in order, as completed, or borrowed.
 
-use super::engine::{Caller, Engine, Sink, Work};
+use super::engine::{Caller, Engine, Sink};
 use super::job::{Completion, HandlerId, HandlerRef, Job};
+use super::lane::Lane;
 use super::{Pool, Settling, Submitter};
 use crate::error::{Error, TrySubmitError};
 use crate::limits::{ORDER_WINDOW_JOBS, ORDER_WINDOW_SIZE};
@@ -61,27 +62,26 @@ impl<I: Iterator<Item: AsRef<[u8]>>> Feed<I> {
             Target::Known(id) if !engine.draining && engine.hopeless.is_none() => Some(id.0),
             _ => None,
         };
-        let (timeout_ns, size_max) = (engine.config.timeout_ns, engine.config.job_size_max);
+        let size_max = engine.config.job_size_max;
         engine.more_inputs = false;
         engine.paused = false;
         while !self.exhausted && admits(self.next) {
-            let Some(input) = self.take() else { return };
-            let body = input.as_ref();
+            let Some(mut input) = self.take() else { return };
             if let Some(handler) = known
-                && body.len() <= size_max
+                && let Some(lane) = engine.open_lane(handler, self.batch, self.chunk - taken)
             {
-                let work = Work { handler, header_block: &[], body, tag: self.next, timeout_ns };
-                if engine.admit(work, self.batch, false).is_some() {
-                    self.next += 1;
-                    taken += 1;
-                    if taken >= self.chunk {
-                        (start_ns, taken) = (self.look(engine, start_ns), 0);
-                        if engine.paused {
-                            return;
-                        }
+                let (filled, left) = self.fill(engine, lane, input, &admits, size_max);
+                taken += filled;
+                if taken >= self.chunk {
+                    self.held = left;
+                    (start_ns, taken) = (self.look(engine, start_ns), 0);
+                    if engine.paused {
+                        return;
                     }
                     continue;
                 }
+                let Some(left) = left else { continue };
+                input = left;
             }
             let handler = match &self.handler {
                 Target::Known(id) => HandlerRef::Id(*id),
@@ -117,6 +117,37 @@ impl<I: Iterator<Item: AsRef<[u8]>>> Feed<I> {
         }
     }
 
+    /// Submits inputs through a lane until it is full, an input is not for it, or there are none. Returns how many, and the
+    /// input that was taken and not submitted.
+    #[inline]
+    fn fill<S: Sys>(
+        &mut self,
+        engine: &mut Engine<S>,
+        lane: Lane,
+        first: I::Item,
+        admits: impl Fn(u64) -> bool,
+        size_max: usize,
+    ) -> (u32, Option<I::Item>) {
+        let mut open = OpenLane { engine, lane: Some(lane) };
+        let OpenLane { engine, lane: Some(lane) } = &mut open else { return (0, Some(first)) };
+        let mut input = first;
+        let left = loop {
+            let body = input.as_ref();
+            if body.len() > size_max || !engine.submit_through(lane, body, self.next) {
+                break Some(input);
+            }
+            self.next += 1;
+            if lane.is_full() || !admits(self.next) {
+                break None;
+            }
+            match self.take() {
+                Some(next) => input = next,
+                None => break None,
+            }
+        };
+        (lane.count(), left)
+    }
+
     /// A look at the workers between two chunks: sends what is packed, and pauses once inputs have had their time, so that
     /// results are taken too. Returns the time.
     fn look<S: Sys>(&mut self, engine: &mut Engine<S>, start_ns: u64) -> u64 {
@@ -130,6 +161,20 @@ impl<I: Iterator<Item: AsRef<[u8]>>> Feed<I> {
         engine.paused = elapsed_ns >= SLOW_INPUT_NS;
         engine.flush_ripe();
         now_ns
+    }
+}
+
+/// Closes its lane also when an input's own code panics.
+struct OpenLane<'e, S: Sys> {
+    engine: &'e mut Engine<S>,
+    lane: Option<Lane>,
+}
+
+impl<S: Sys> Drop for OpenLane<'_, S> {
+    fn drop(&mut self) {
+        if let Some(lane) = self.lane.take() {
+            self.engine.close_lane(lane);
+        }
     }
 }
 

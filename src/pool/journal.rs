@@ -63,7 +63,9 @@ pub(super) type Position = u64;
 #[derive(Debug)]
 pub(super) struct Journal {
     bytes: ByteRing,
-    entries: Box<[Entry]>,
+    /// Grows to its capacity on the first lap, so that a short life touches little memory; never beyond.
+    entries: Vec<Entry>,
+    mask: usize,
     head: Position,
     tail: Position,
 }
@@ -74,11 +76,10 @@ impl Journal {
         assert!(entries.is_power_of_two(), "positions are masked");
         let fd = sys.memfd(c"seqpool-journal", bytes)?;
         let map = sys.map_ring(fd.as_fd(), 0, bytes, Sharing::NotInherited)?;
-        let (label, state, timed) = (Label::NONE, State::Void, false);
-        let void = Entry { at: 0, id: 0, label, size: 0, estimate_ns: 0, state, timed };
         Ok(Self {
             bytes: ByteRing::new(RingMemory::new(map, 0), 0),
-            entries: vec![void; entries].into_boxed_slice(),
+            entries: Vec::with_capacity(entries),
+            mask: entries - 1,
             head: 0,
             tail: 0,
         })
@@ -96,7 +97,7 @@ impl Journal {
 
     #[inline]
     fn index(&self, position: Position) -> usize {
-        position as usize & (self.entries.len() - 1)
+        position as usize & self.mask
     }
 
     #[inline]
@@ -119,7 +120,7 @@ impl Journal {
     /// Whether a frame of this size can be appended.
     #[inline]
     pub(super) fn has_room(&self, size: usize) -> bool {
-        self.bytes.room() >= size && self.tail.wrapping_sub(self.head) < self.entries.len() as u64
+        self.bytes.room() >= size && self.tail.wrapping_sub(self.head) <= self.mask as u64
     }
 
     /// Whether it could, once what stands at the head is copied out.
@@ -143,10 +144,18 @@ impl Journal {
         debug_assert!(self.has_room(size) && size.is_multiple_of(FRAME_ALIGN));
         let position = self.tail;
         let at = self.bytes.tail();
-        let i = self.index(position);
-        self.entries[i] = entering.at(at, size as u32);
+        self.put(position, entering.at(at, size as u32));
         self.tail += 1;
         (position, self.bytes.append(size).unwrap_or_default())
+    }
+
+    #[inline(always)]
+    fn put(&mut self, position: Position, entry: Entry) {
+        let i = self.index(position);
+        match self.entries.get_mut(i) {
+            Some(room) => *room = entry,
+            None => self.entries.push(entry),
+        }
     }
 
     /// Appends a copy of a frame that is in this journal already.
@@ -155,8 +164,7 @@ impl Journal {
         debug_assert!(self.has_room(size as usize));
         let position = self.tail;
         let at = self.bytes.tail();
-        let i = self.index(position);
-        self.entries[i] = entering.at(at, size);
+        self.put(position, entering.at(at, size));
         self.tail += 1;
         let copied = self.bytes.append_from_self(source, size as usize);
         debug_assert!(copied, "room was asked for");
@@ -197,8 +205,9 @@ impl Journal {
         }
     }
 
+    /// Frees what is void at the head.
     #[inline]
-    fn pass(&mut self) {
+    pub(super) fn pass(&mut self) {
         while self.head != self.tail && self.entries[self.index(self.head)].state == State::Void {
             self.head += 1;
         }

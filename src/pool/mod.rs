@@ -11,6 +11,7 @@ mod hook;
 mod iter;
 mod job;
 mod journal;
+mod lane;
 mod place;
 mod receive;
 mod send;

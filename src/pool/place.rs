@@ -5,7 +5,6 @@ use super::hook::Step;
 use super::journal::{Entering, Position, State};
 use super::slot::Slot;
 use super::table::{JobIndex, Owned, Place};
-use crate::claim::FrameId;
 use crate::frame::{self, Header};
 use crate::limits::WINDOW_NS;
 use crate::sys::Sys;
@@ -95,15 +94,6 @@ impl<S: Sys> Engine<S> {
             owned.large = true;
             self.large_size += owned.payload.len();
         }
-    }
-
-    /// The id of the next frame of this slot.
-    #[inline]
-    pub(super) fn number(&mut self, slot: usize) -> u64 {
-        let s = &mut self.slots[slot];
-        let id = FrameId { epoch: s.epoch, seq: s.next_seq };
-        s.next_seq = s.next_seq.wrapping_add(1);
-        id.to_bits()
     }
 
     /// Books a job that has just been appended to a slot's journal.
@@ -225,7 +215,7 @@ impl<S: Sys> Engine<S> {
         let (place, timeout_ns, label) =
             (self.table.get(job).place, self.table.get(job).timeout_ns, self.table.label(job));
         // Making room may have moved its bytes into its record.
-        let id = self.number(slot);
+        let id = self.slots[slot].next_id();
         let entering = Entering { label, id, estimate_ns, timed: timeout_ns != 0 };
         let position = match place {
             Place::FrontInSlot(from, at) if from as usize == slot => {

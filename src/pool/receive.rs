@@ -6,7 +6,7 @@
 use super::engine::{Engine, Pending, Sink};
 use super::hook::Step;
 use super::job::{Completion, Finished};
-use super::journal::Position;
+use super::journal::{Position, State};
 use super::slot::{Doom, Life};
 use super::table::{Label, Ticket};
 use crate::assembly::{Assembly, Taken};
@@ -41,15 +41,30 @@ fn is_fragment(packet: &[u8]) -> bool {
     header.is_some_and(|h| h.flags & FLAG_FRAGMENT != 0 && frame_size(h.payload_size as usize) == packet.len())
 }
 
-/// The receive buffer while it is lent out; goes back also when a callback panics.
-struct Lease<'e, S: Sys> {
+/// A packet that is being read. However that ends, also by a callback's panic, the receive buffer goes back and what has
+/// been settled is booked.
+struct Reading<'e, S: Sys> {
     engine: &'e mut Engine<S>,
     rx: Box<[u8]>,
+    slot: usize,
+    settled: Settled,
 }
 
-impl<S: Sys> Drop for Lease<'_, S> {
+/// Plain results that have been handed out and whose slot does not know it yet. Their journal entries are void and their
+/// records free; until the slot knows it seems fuller than it is, which hurts nobody.
+#[derive(Clone, Copy, Default)]
+struct Settled {
+    /// Where the next result's entry is looked for.
+    position: Position,
+    count: u32,
+    work_ns: u64,
+    timed: usize,
+}
+
+impl<S: Sys> Drop for Reading<'_, S> {
     fn drop(&mut self) {
         self.engine.rx = std::mem::take(&mut self.rx);
+        self.engine.book_settled(self.slot, &mut self.settled);
     }
 }
 
@@ -147,8 +162,11 @@ impl<S: Sys> Engine<S> {
             self.pending = None;
             return self.settle_assembly(slot, sink);
         }
-        let mut lease = Lease { rx: std::mem::take(&mut self.rx), engine: self };
-        let Lease { engine, rx } = &mut lease;
+        let settled = Settled { position: self.slots[slot].due, ..Settled::default() };
+        let mut reading = Reading { rx: std::mem::take(&mut self.rx), engine: self, slot, settled };
+        let Reading { engine, rx, settled, .. } = &mut reading;
+        // Whether plain results go to the sink without a detour: nothing in this packet changes that.
+        let is_plain = engine.hook.is_none() && engine.is_wanted(engine.taker);
         loop {
             let s = &engine.slots[slot];
             if start == end || s.generation != generation || s.doom == Some(Doom::Hostile) {
@@ -156,20 +174,84 @@ impl<S: Sys> Engine<S> {
                 return;
             }
             let mut frames = Frames::new(&rx[start..end]);
-            match frames.next() {
-                Some(Ok(frame)) => {
-                    start = end - frames.rest().len();
-                    if let Some(p) = &mut engine.pending {
-                        p.start = start;
-                    }
-                    engine.on_frame(slot, frame, sink.as_deref_mut());
-                }
-                _ => engine.kill(slot, Doom::Hostile),
+            let Some(Ok(frame)) = frames.next() else {
+                engine.kill(slot, Doom::Hostile);
+                continue;
+            };
+            start = end - frames.rest().len();
+            if let Some(p) = &mut engine.pending {
+                p.start = start;
             }
+            if is_plain
+                && let Some(sink) = sink.as_deref_mut()
+                && let Some(label) = engine.settle_plain(slot, &frame.header, settled)
+            {
+                engine.delivered(label.batch);
+                let (tag, ticket, outcome) = (label.tag, label.ticket(), Outcome::Done(frame.body()));
+                let (worker, run_ns) = (Some(slot), Some(u64::from(frame.header.extra)));
+                // Made where it is taken: a completion that is moved on its way is stored and loaded again.
+                sink.take(engine, Completion { ticket, tag, outcome, worker, run_ns });
+                continue;
+            }
+            engine.book_settled(slot, settled);
+            engine.on_frame(slot, frame, sink.as_deref_mut());
+            settled.position = engine.slots[slot].due;
         }
     }
 
+    /// Settles a plain result: a small one, of a job that is done and whose taker is there, from a worker in good standing.
+    /// `None`: it is something else, and nothing has happened.
     #[inline(always)]
+    fn settle_plain(&mut self, slot: usize, header: &Header, settled: &mut Settled) -> Option<Label> {
+        if header.kind != Kind::Result || header.flags != 0 || header.code != Status::Done as u32 {
+            return None;
+        }
+        let s = &mut self.slots[slot];
+        if s.watched {
+            return None;
+        }
+        let position = s.journal.next_live(settled.position);
+        if position >= s.sent {
+            return None;
+        }
+        let entry = s.journal.entry_mut(position);
+        let label = entry.label;
+        if entry.id != header.id || entry.size == 0 || label.batch != self.taker {
+            return None;
+        }
+        entry.state = State::Void;
+        settled.position = position + 1;
+        settled.count += 1;
+        settled.work_ns += u64::from(entry.estimate_ns);
+        settled.timed += usize::from(entry.timed);
+        self.table.remove_unowned(label);
+        self.learn(label, header.extra);
+        Some(label)
+    }
+
+    /// Lets the slot know what has been settled.
+    fn book_settled(&mut self, slot: usize, settled: &mut Settled) {
+        let Settled { position, count, work_ns, timed } = std::mem::take(settled);
+        if count == 0 {
+            return;
+        }
+        let s = &mut self.slots[slot];
+        s.due = position;
+        s.due_seq = s.due_seq.wrapping_add(count);
+        s.journal.pass();
+        self.scheduler.removed_many(slot, count as usize, work_ns);
+        self.timed_jobs -= timed;
+        self.stats.done += u64::from(count);
+    }
+
+    /// Takes a run time into account. A short run is one among very many: one in eight of them tells enough.
+    #[inline(always)]
+    fn learn(&mut self, label: Label, run_ns: u32) {
+        if run_ns >= LEARN_ALWAYS_NS || label.job.0.is_multiple_of(8) {
+            self.services[label.handler as usize].learn(run_ns);
+        }
+    }
+
     fn on_frame<F: Sink<S>>(&mut self, slot: usize, frame: Frame<'_>, sink: Option<&mut F>) {
         match frame.header.kind {
             Kind::Result => self.on_result(slot, frame, sink),
@@ -193,7 +275,6 @@ impl<S: Sys> Engine<S> {
         }
     }
 
-    #[inline(always)]
     fn on_result<F: Sink<S>>(&mut self, slot: usize, frame: Frame<'_>, sink: Option<&mut F>) {
         let s = &mut self.slots[slot];
         let position = s.journal.next_live(s.due);
@@ -202,29 +283,6 @@ impl<S: Sys> Engine<S> {
         if position >= s.sent || s.journal.entry(position).id != frame.header.id {
             return self.kill(slot, Doom::Hostile);
         }
-        if frame.header.flags == 0 && frame.header.code == Status::Done as u32 {
-            let over = self.book_result(slot, position, frame.header.extra);
-            self.stats.done += 1;
-            // Written out: an outcome that is moved on its way to its taker is stored and loaded again.
-            match sink {
-                Some(sink) if over.label.batch == self.taker && self.hook.is_none() && self.is_wanted(self.taker) => {
-                    self.delivered(over.label.batch);
-                    let Over { slot, label, run_ns } = over;
-                    let (tag, ticket) = (label.tag, label.ticket());
-                    let (worker, run_ns) = (Some(slot), Some(u64::from(run_ns)));
-                    let outcome = Outcome::Done(frame.body());
-                    sink.take(self, Completion { ticket, tag, outcome, worker, run_ns });
-                }
-                sink => self.hand_over(over, Outcome::Done(frame.body()), sink),
-            }
-            return;
-        }
-        self.on_other_result(slot, position, frame, sink);
-    }
-
-    /// A result that is not plainly a small one of a job that is done.
-    #[cold]
-    fn on_other_result<F: Sink<S>>(&mut self, slot: usize, position: Position, frame: Frame<'_>, sink: Option<&mut F>) {
         if frame.header.flags & FLAG_FRAGMENT == 0 {
             // A job that failed with half of its reply sent: there is no more to come of that.
             self.slots[slot].assembly = None;
@@ -312,7 +370,6 @@ impl<S: Sys> Engine<S> {
     }
 
     /// The job at `position` is over: it leaves its slot and the table.
-    #[inline(always)]
     fn book_result(&mut self, slot: usize, position: Position, run_ns: u32) -> Over {
         let s = &mut self.slots[slot];
         let entry = *s.journal.entry(position);
@@ -324,10 +381,7 @@ impl<S: Sys> Engine<S> {
         }
         self.leave_slot(slot, entry.estimate_ns, entry.timed);
         let label = entry.label;
-        // A short run is one among very many: one in eight of them tells enough.
-        if run_ns >= LEARN_ALWAYS_NS || label.job.0.is_multiple_of(8) {
-            self.services[label.handler as usize].learn(run_ns);
-        }
+        self.learn(label, run_ns);
         if entry.size != 0 {
             self.table.remove_unowned(label);
         } else {

@@ -150,6 +150,14 @@ impl Slot {
         Ok(())
     }
 
+    /// The id of the next frame.
+    #[inline]
+    pub(super) fn next_id(&mut self) -> u64 {
+        let id = FrameId { epoch: self.epoch, seq: self.next_seq };
+        self.next_seq = self.next_seq.wrapping_add(1);
+        id.to_bits()
+    }
+
     /// Whether a worker may be there.
     pub(super) fn is_occupied(&self) -> bool {
         matches!(self.life, Life::Starting | Life::Running | Life::Leaving | Life::Dying)

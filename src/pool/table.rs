@@ -7,10 +7,6 @@ use crate::frame::Header;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct JobIndex(pub(super) u32);
 
-impl JobIndex {
-    pub(super) const NONE: JobIndex = JobIndex(u32::MAX);
-}
-
 /// Names a submitted job; never names another one later.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Ticket {
@@ -31,8 +27,6 @@ pub(super) struct Label {
 }
 
 impl Label {
-    pub(super) const NONE: Label = Label { tag: 0, job: JobIndex::NONE, generation: 0, handler: 0, batch: 0 };
-
     #[inline]
     pub(super) fn ticket(self) -> Ticket {
         Ticket { index: self.job.0, generation: self.generation }
@@ -140,7 +134,7 @@ impl Table {
     }
 
     /// As [`Table::remove`], for a job that owns no bytes: its record is written and not read.
-    #[inline]
+    #[inline(always)]
     pub(super) fn remove_unowned(&mut self, label: Label) {
         let next = label.generation.wrapping_add(1);
         let r = &mut self.records[label.job.0 as usize];
