@@ -15,7 +15,7 @@ use super::table::{JobIndex, Label, Owned, Place, Table, Ticket};
 use crate::claim::{self, FrameId};
 use crate::error::{Error, TrySubmitError};
 use crate::frame::{self, FLAG_TIMED, Header, Kind};
-use crate::limits::{LARGE_STORE_SIZE, PACKET_SIZE_MAX, SLEEP_MAX, UNDELIVERED_SIZE_MAX};
+use crate::limits::{LARGE_STORE_SIZE, PACKET_SIZE_MAX, SLEEP_MAX, UNDELIVERED_SIZE_MAX, WINDOW_JOBS_MAX};
 use crate::nursery::Nursery;
 use crate::outcome::{Outcome, Reason};
 use crate::reactor::{Reactor, TimerId, Token};
@@ -209,7 +209,8 @@ impl<S: Sys> Engine<S> {
             slots: parts.slots,
             table: Table::new(),
             queue: parts.queue,
-            front: VecDeque::new(),
+            // What is taken back from one slot needs no memory.
+            front: VecDeque::with_capacity(WINDOW_JOBS_MAX),
             finished: VecDeque::new(),
             finished_size: 0,
             rx: vec![0; PACKET_SIZE_MAX].into_boxed_slice(),

@@ -30,16 +30,16 @@ impl<S: Sys> Engine<S> {
 
     fn flush_slots(&mut self, ripe_only: bool) {
         let mut dirty = std::mem::take(&mut self.dirty);
-        for &slot in &dirty {
-            self.slots[slot].dirty = false;
-        }
-        for slot in dirty.drain(..) {
+        dirty.retain(|&slot| {
             if ripe_only && self.can_grow(slot) {
-                self.mark_dirty(slot);
-            } else if self.flush_slot(slot).is_err() {
+                return true;
+            }
+            self.slots[slot].dirty = false;
+            if self.flush_slot(slot).is_err() {
                 self.kill(slot, Doom::Stalled);
             }
-        }
+            false
+        });
         // Slots that asked to be looked at again are on the new list; keep the old one's memory.
         dirty.append(&mut self.dirty);
         self.dirty = dirty;
