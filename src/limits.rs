@@ -41,6 +41,8 @@ pub const WINDOW_JOBS_MAX: usize = 4 << 10;
 pub const WINDOW_NS: u64 = 200_000;
 /// Jobs that one slot is given whatever their service time: the one that runs, and one more, which can be taken back.
 pub const WINDOW_JOBS_MIN: usize = 2;
+/// Work that one slot is given before the next idle one has its turn: a pack of tiny jobs. Units: nanoseconds.
+pub const FILL_NS: u64 = 50_000;
 /// Unstarted work below this is not worth taking back from a slot. Units: nanoseconds.
 pub const STEAL_NS: u64 = 20_000;
 /// Send buffer asked for; the kernel may give less.

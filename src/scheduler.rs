@@ -8,7 +8,7 @@
 //! The pool calls [`Scheduler::place`] for each job, tells what it [`added`](Scheduler::added) and what was
 //! [`removed`](Scheduler::removed), and asks for a [`victim`](Scheduler::victim) when a worker idles.
 
-use crate::limits::{STEAL_NS, WINDOW_JOBS_MAX, WINDOW_JOBS_MIN, WINDOW_NS};
+use crate::limits::{FILL_NS, STEAL_NS, WINDOW_JOBS_MAX, WINDOW_JOBS_MIN, WINDOW_NS};
 
 /// Weight of a new run time in the estimate: one in 2^this.
 const LEARN_SHIFT: u32 = 3;
@@ -167,12 +167,12 @@ impl Scheduler {
     pub(crate) fn at_hand(&self, estimate_ns: u32) -> Option<usize> {
         let load = &self.slots[self.cursor];
         let is_best =
-            self.idle.is_empty() || (load.jobs > 0 && load.ready && load.work_ns + u64::from(estimate_ns) <= STEAL_NS);
+            self.idle.is_empty() || (load.jobs > 0 && load.ready && load.work_ns + u64::from(estimate_ns) <= FILL_NS);
         (is_best && self.has_room(self.cursor, estimate_ns)).then_some(self.cursor)
     }
 
-    /// The slot for a job of this estimate: the one that is being filled, as long as what it holds would not be worth
-    /// taking back, so that tiny jobs leave in packs; else an idle one, which is filled from now on; else the one that is
+    /// The slot for a job of this estimate: the one that is being filled, as long as it holds next to nothing, so that tiny
+    /// jobs leave in packs; else an idle one, which is filled from now on; else the one that is
     /// being filled up to its window; else the next with room. `fits` tells whether the job's bytes fit a slot that is not
     /// idle.
     pub(crate) fn place(&mut self, estimate_ns: u32, fits: impl Fn(usize) -> bool) -> Option<usize> {
@@ -209,7 +209,7 @@ impl Scheduler {
     /// How many jobs of this estimate the slot at hand may be given, one after the other, as [`Scheduler::at_hand`] says.
     pub(crate) fn room_at_hand(&self, estimate_ns: u32) -> usize {
         let load = &self.slots[self.cursor];
-        let limit_ns = if self.idle.is_empty() { WINDOW_NS } else { STEAL_NS };
+        let limit_ns = if self.idle.is_empty() { WINDOW_NS } else { FILL_NS };
         let by_work = limit_ns.saturating_sub(load.work_ns) / u64::from(estimate_ns.max(1));
         let by_work = usize::try_from(by_work).unwrap_or(usize::MAX);
         if self.at_hand(estimate_ns).is_some() { by_work.min(load.jobs_max - load.jobs) } else { 0 }
