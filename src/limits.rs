@@ -45,6 +45,9 @@ pub const WINDOW_JOBS_MIN: usize = 2;
 pub const FILL_NS: u64 = 50_000;
 /// Unstarted work below this is not worth taking back from a slot. Units: nanoseconds.
 pub const STEAL_NS: u64 = 20_000;
+/// While a caller has inputs at hand, which idle workers are given first: how long a slot must have brought no result
+/// until what waits behind its job is taken back. Units: nanoseconds.
+pub const STEAL_LATE_NS: u64 = 100_000_000;
 /// Send buffer asked for; the kernel may give less.
 pub const SEND_BUFFER_SIZE: usize = 4 << 20;
 /// Packets that are read from one slot a turn, before the others have theirs.
@@ -139,6 +142,7 @@ const _: () = {
     );
     assert!(HEADER_BLOCK_SIZE_MAX <= u16::MAX as usize);
     assert!(MESSAGE_SIZE_MAX + FRAME_HEADER_SIZE <= PACKET_SIZE_MIN, "a refusal always fits");
+    assert!(WINDOW_NS < STEAL_LATE_NS && STEAL_LATE_NS as u128 <= SLEEP_MAX.as_nanos(), "looked at in time");
     assert!(WINDOW_JOBS_MIN >= 2, "always one more than is running");
 };
 

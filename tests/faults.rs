@@ -7,7 +7,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use seqpool::frame::{self, FLAG_FRAGMENT, Header, Kind};
 use seqpool::limits::{
-    JOB_SIZE_MAX, PACK_SIZE_MAX, PACKET_SIZE_MAX, PACKETS_PER_TURN, RING_SIZE, UNDELIVERED_SIZE_MAX,
+    FRAME_HEADER_SIZE, JOB_SIZE_MAX, PACK_SIZE_MAX, PACKET_SIZE_MAX, PACKETS_PER_TURN, RING_SIZE, UNDELIVERED_SIZE_MAX,
 };
 use seqpool::sys::{Fault, Faulty, Forked, Linux, OsResult, Received, Sent, Sys, Wait};
 use seqpool::{
@@ -85,6 +85,7 @@ fn main() {
         row_32_every_size => 120,
         row_33_hostile_peers => 120,
         row_33_hello_flood,
+        row_33_result_before_hello,
         row_35_scribbles_over_its_slot => 180,
         row_35_says_that_it_waits_for_room,
         row_35_forks_and_returns_twice,
@@ -1382,7 +1383,7 @@ fn row_28_more_packets_than_a_turn_takes() {
         run.warm_up();
         let before = run.pool.stats().packets_received;
         // Each reply is a packet of its own, and the socket holds them all.
-        run.submit_many(40, "reply 70000");
+        run.submit_many(40, "reply 100000");
         run.pool.flush().expect("flush");
         // All are there before the first is read: no further edge comes.
         std::thread::sleep(Duration::from_millis(20));
@@ -1735,6 +1736,43 @@ fn row_33_hello_flood() {
         assert!(*outcome == timed_out || *outcome == crashed(CrashCause::Signal(9)), "{outcome:?}");
         run.submit_many(50, "ok");
         run.finish();
+    });
+}
+
+fn row_33_result_before_hello() {
+    both(|transport| {
+        let forger = &words()[SPECIAL + 3];
+        forger.store(0, SeqCst);
+        words()[..SPECIAL].iter().for_each(|word| word.store(0, SeqCst));
+        let forge = || {
+            if forger.fetch_add(1, SeqCst) != 0 {
+                return Ok(());
+            }
+            // Until a job is there.
+            let mut head = [0; FRAME_HEADER_SIZE];
+            // SAFETY: the place is live for the call; MSG_PEEK leaves the packet where it is.
+            let n = unsafe { libc::recv(own_socket(), head.as_mut_ptr().cast(), head.len(), libc::MSG_PEEK) };
+            assert_eq!(n, head.len() as isize);
+            let job = Header::decode(&head).expect("a job's frame");
+            let mut packet = vec![0; frame::frame_size(6)];
+            frame::encode(&mut packet, Header { kind: Kind::Result, code: 0, extra: 1, ..job }, &[], b"forged");
+            // SAFETY: the packet is live for the call.
+            let n = unsafe { libc::send(own_socket(), packet.as_ptr().cast(), packet.len(), libc::MSG_NOSIGNAL) };
+            assert_eq!(n, packet.len() as isize);
+            hang();
+        };
+        let pool = builder(1, transport).on_start(forge).spawn().expect("a pool");
+        let mut run = Run { pool, outcomes: BTreeMap::new(), next: 0 };
+        run.submit_many(100, "ok");
+        run.finish();
+        // What it had been sent counts as started, and nothing that it said is an outcome.
+        for (tag, (outcome, _)) in &run.outcomes {
+            let expected =
+                if starts(*tag) == 1 { outcome.is_done() } else { *outcome == crashed(CrashCause::Signal(9)) };
+            assert!(expected && *outcome != Outcome::Done(b"forged".to_vec()), "job {tag}: {outcome:?}");
+        }
+        assert!(run.undone().len() < 3, "{:?}", run.undone());
+        assert_eq!(run.pool.stats().hostile, 1);
     });
 }
 

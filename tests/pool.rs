@@ -45,6 +45,7 @@ fn main() {
         a_slow_first_job_holds_only_the_order,
         a_hundred_thousand_jobs_in_order => 180,
         unordered_outcomes_carry_their_numbers,
+        work_behind_a_long_job_moves_while_inputs_come,
         for_each_lends_bodies_and_takes_more_jobs,
         a_full_pool_gives_the_job_back,
         submit_says_when_only_taking_outcomes_helps,
@@ -361,6 +362,38 @@ fn unordered_outcomes_carry_their_numbers(kind: TransportKind) {
     assert!(seen.iter().all(|n| *n == 1));
     if kind == TransportKind::Seqpacket {
         assert_ne!(first, Some(0), "the slow one is not waited for");
+    }
+}
+
+fn work_behind_a_long_job_moves_while_inputs_come(kind: TransportKind) {
+    if kind == TransportKind::Blocking {
+        // Its host waits for the long job.
+        return;
+    }
+    let mut pool = builder(kind).spawn().unwrap();
+    // Known to be quick, so that much is sent ahead.
+    assert_eq!(pool.map("fault", (0..5000).map(|i| format!("ok {i}"))).filter(Outcome::is_done).count(), 5000);
+    for pause in [0, 1] {
+        let (mut done_before, long_ended) = (0, std::cell::Cell::new(false));
+        // Inputs go on until the long job has ended.
+        let mut number = 0u64;
+        let inputs = std::iter::from_fn(|| {
+            number += 1;
+            if number > 400 {
+                std::thread::sleep(pause * MS);
+            }
+            let text = if number == 1 { "sleep 1500".to_owned() } else { format!("ok {number}") };
+            (!long_ended.get() || number <= 400).then_some(text)
+        });
+        pool.for_each("fault", inputs, |c, _| {
+            assert!(c.outcome.is_done(), "{}", c.outcome);
+            if c.tag == 0 {
+                long_ended.set(true);
+            }
+            done_before += u64::from(c.tag < 400 && !long_ended.get());
+        })
+        .unwrap();
+        assert_eq!(done_before, 399, "with a pause of {pause} ms");
     }
 }
 

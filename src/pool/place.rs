@@ -6,7 +6,7 @@ use super::journal::{Entering, Position, State};
 use super::slot::Slot;
 use super::table::{JobIndex, Owned, Place};
 use crate::frame::{self, Header};
-use crate::limits::WINDOW_NS;
+use crate::limits::{STEAL_LATE_NS, WINDOW_NS};
 use crate::sys::Sys;
 
 impl<S: Sys> Engine<S> {
@@ -144,16 +144,20 @@ impl<S: Sys> Engine<S> {
     pub(super) fn fill(&mut self) {
         self.place_waiting();
         self.unfilled = false;
+        // Inputs that are about to come are for the idle ones. Only what waits behind a job that does not end is moved then:
+        // its turn may be long after theirs.
+        let (stuck_ns, inputs_come) =
+            if self.more_inputs || self.paused { (STEAL_LATE_NS, true) } else { (WINDOW_NS, false) };
         // A worker that is not up yet gains nothing from work that another will have done by then. One that is up is
         // given something by each round.
         for _ in 0..self.slots.len() {
-            if self.more_inputs || self.paused || self.scheduler.idle_ready_slot().is_none() || self.has_waiting() {
+            if self.scheduler.idle_ready_slot().is_none() || self.has_waiting() {
                 return;
             }
             let now_ns = self.sys.now_ns();
             let Self { scheduler, slots, .. } = self;
-            let started = |s: usize| slots[s].started();
-            let stuck = |s: usize| now_ns.saturating_sub(slots[s].progress_ns) >= WINDOW_NS;
+            let stuck = |s: usize| now_ns.saturating_sub(slots[s].progress_ns) >= stuck_ns;
+            let started = |s: usize| if inputs_come && !stuck(s) { usize::MAX } else { slots[s].started() };
             let busy_taking = |s: usize| slots[s].fragment_offset > 0;
             match scheduler.victim(started, stuck, busy_taking) {
                 Some(victim) => {
@@ -161,7 +165,7 @@ impl<S: Sys> Engine<S> {
                     self.place_waiting();
                     self.unfilled = false;
                 }
-                None if self.steal.is_none() && scheduler.has_unstarted(started) => {
+                None if !inputs_come && self.steal.is_none() && scheduler.has_unstarted(started) => {
                     let timer = self.reactor.set_timer(now_ns + WINDOW_NS, Alarm::Steal.to_bits());
                     self.steal = Some(timer);
                     return;

@@ -207,7 +207,7 @@ impl<S: Sys> Engine<S> {
             return None;
         }
         let s = &mut self.slots[slot];
-        if s.watched {
+        if s.watched || !s.ready {
             return None;
         }
         let position = s.journal.next_live(settled.position);
@@ -277,6 +277,10 @@ impl<S: Sys> Engine<S> {
 
     fn on_result<F: Sink<S>>(&mut self, slot: usize, frame: Frame<'_>, sink: Option<&mut F>) {
         let s = &mut self.slots[slot];
+        if !s.ready {
+            // Nothing is believed before hello: set-up may have failed, or not be over.
+            return self.kill(slot, Doom::Hostile);
+        }
         let position = s.journal.next_live(s.due);
         s.due = position;
         // Results come in the order of the claims, each for a frame that was sent.
