@@ -225,10 +225,12 @@ fn a_strike_is_seen_where_it_is_planned(transport: TransportKind) {
         let ran = run(&sys, transport);
         (sys.injected(), ran.map(|ran| judge(&ran)).map_err(|error| error.to_string()))
     };
-    let (injected, error) = refusal(Role::Host, "socketpair", 1, libc::EMFILE);
-    assert_eq!(injected, 1);
-    let error = error.expect_err("no nursery without a socket");
-    assert!(error.contains("starting the nursery: socketpair"), "{error}");
+    for (nth, what) in [(1, "asking for socket buffers: socketpair"), (2, "starting the nursery: socketpair")] {
+        let (injected, error) = refusal(Role::Host, "socketpair", nth, libc::EMFILE);
+        assert_eq!(injected, 1);
+        let error = error.expect_err("no pool without a socket");
+        assert!(error.contains(what), "{error}");
+    }
     // Never made so often.
     assert_eq!(refusal(Role::Host, "socketpair", 10_000, libc::EMFILE), (0, Ok(Ok(()))));
     // What kills a nursery is seen in the outcomes: the judge bites.
