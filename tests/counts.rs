@@ -171,9 +171,13 @@ fn run_one_at_a_time(pool: &mut Pool<Counting>, jobs: u32) {
 // ---- cases ----
 
 fn bulk(transport: TransportKind) {
-    // One packet a job is what the `blocking` transport is there to show.
-    let (jobs, calls_max) =
-        if transport == TransportKind::Blocking { (50_000, CALLS_ALONE_MAX) } else { (1_000_000, 0.05) };
+    // One packet a job is what the `blocking` transport is there to show. And a host that is not optimised is slower than
+    // its workers, which then wait for each job: what is promised holds for release builds.
+    let (jobs, calls_max) = match transport {
+        TransportKind::Blocking => (50_000, CALLS_ALONE_MAX),
+        _ if cfg!(debug_assertions) => (1_000_000, CALLS_ALONE_MAX),
+        _ => (1_000_000, 0.05),
+    };
     let (mut pool, sys) = pool(transport);
     // More jobs than a pool holds at once: after that, its tables have all the room that they will ever need.
     Cost::of(WARM_UP_JOBS, &mut pool, &sys, run_bulk);

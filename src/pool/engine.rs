@@ -280,7 +280,7 @@ impl<S: Sys> Engine<S> {
         self.finished.retain(|f| f.batch != ended);
         self.finished_size = self.finished.iter().map(Finished::size).sum();
         self.reclaim_all();
-        let left: Vec<_> = self.table.jobs().filter(|&j| self.table.get(j).batch == ended).collect();
+        let left: Vec<_> = self.table.jobs().filter(|&j| self.label(j).batch == ended).collect();
         self.finish_waiting(&left, &Outcome::Cancelled { why: "its run is over".to_owned() });
     }
 
@@ -344,8 +344,14 @@ impl<S: Sys> Engine<S> {
         if direct.is_none() && !(may_queue && self.queue.has_room(ring_size)) {
             return None;
         }
-        let label = self.insert(handler, tag, timeout_ns, batch);
-        let (index, timed) = (label.job, timeout_ns != 0);
+        let timed = timeout_ns != 0;
+        let label = if direct.is_some() && !large && !timed && self.hook.is_none() {
+            self.count_in(batch);
+            self.table.insert_unfilled(handler, tag, batch)
+        } else {
+            self.insert(handler, tag, timeout_ns, batch)
+        };
+        let index = label.job;
         self.note(Step::Submitted, index, None);
         let header = Header {
             payload_size: payload_size as u32,
@@ -386,19 +392,31 @@ impl<S: Sys> Engine<S> {
                 } else {
                     frame::encode(room, header, header_block, body);
                 }
-                self.table.get_mut(index).place = Place::Queue(position);
+                self.table.set_place(index, Place::Queue(position));
             }
         }
         Some(label.ticket())
     }
 
-    #[inline]
     fn insert(&mut self, handler: u32, tag: u64, timeout_ns: u64, batch: u32) -> Label {
+        self.count_in(batch);
+        self.table.insert(handler, tag, timeout_ns, batch)
+    }
+
+    #[inline]
+    fn count_in(&mut self, batch: u32) {
         self.stats.jobs += 1;
         if batch != BATCH_SINGLE {
             self.batch_outstanding += 1;
         }
-        self.table.insert(handler, tag, timeout_ns, batch)
+    }
+
+    /// A job's label, wherever it is.
+    pub(super) fn label(&self, job: JobIndex) -> Label {
+        match self.table.place(job) {
+            Place::Slot(slot, position) => self.slots[slot as usize].journal.entry(position).label,
+            _ => self.table.label(job),
+        }
     }
 
     #[inline]
@@ -477,12 +495,13 @@ impl<S: Sys> Engine<S> {
                 break;
             }
             let entry = *s.journal.entry(position);
+            self.table.recall(entry.label);
             if entry.size == 0 {
                 s.journal.void(position);
-                self.table.get_mut(entry.label.job).place = Place::FrontOwned;
+                self.table.set_place(entry.label.job, Place::FrontOwned);
             } else {
                 s.journal.entry_mut(position).state = State::TakenBack;
-                self.table.get_mut(entry.label.job).place = Place::FrontInSlot(slot as u32, position);
+                self.table.set_place(entry.label.job, Place::FrontInSlot(slot as u32, position));
             }
             self.leave_slot(slot, entry.estimate_ns, entry.timed);
             self.note(Step::Reclaimed, entry.label.job, Some(slot));
@@ -577,7 +596,7 @@ impl<S: Sys> Engine<S> {
     /// Cancels a job wherever it is. `false`: it is over already, or about to be.
     pub(super) fn cancel(&mut self, ticket: Ticket, why: &str) -> bool {
         let Some(job) = self.table.find(ticket) else { return false };
-        if let Place::Slot(slot, _) = self.table.get(job).place {
+        if let Place::Slot(slot, _) = self.table.place(job) {
             let slot = slot as usize;
             if self.slots[slot].life == Life::Dying {
                 // What has not started was taken back when that was decided; nothing else may run again.
@@ -589,7 +608,7 @@ impl<S: Sys> Engine<S> {
             if self.table.find(ticket).is_none() {
                 return false;
             }
-            if let Place::Slot(_, position) = self.table.get(job).place {
+            if let Place::Slot(_, position) = self.table.place(job) {
                 // A worker publishes a result before its next claim: only the last job that started can be running.
                 let seq = FrameId::from_bits(self.slots[slot].journal.entry(position).id).seq;
                 if word.is_none_or(|w| seq.wrapping_add(1) != w.seq) {
@@ -616,18 +635,18 @@ impl<S: Sys> Engine<S> {
     /// Those of these jobs that wait for a slot have this outcome.
     pub(super) fn finish_waiting(&mut self, jobs: &[JobIndex], outcome: &Outcome<Vec<u8>>) {
         for &job in jobs {
-            match self.table.get(job).place {
+            match self.table.place(job) {
                 Place::Queue(position) => self.queue.void(position),
                 Place::FrontInSlot(slot, position) => self.slots[slot as usize].journal.void(position),
                 Place::FrontOwned => {}
                 Place::Nowhere | Place::Slot(..) | Place::Ending => continue,
             }
-            self.table.get_mut(job).place = Place::Ending;
+            self.table.set_place(job, Place::Ending);
         }
         let Self { front, table, .. } = self;
-        front.retain(|&job| table.get(job).place != Place::Ending);
+        front.retain(|&job| table.place(job) != Place::Ending);
         for &job in jobs {
-            if self.table.get(job).place == Place::Ending {
+            if self.table.place(job) == Place::Ending {
                 self.finish(job, outcome.clone(), None);
             }
         }

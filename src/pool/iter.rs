@@ -347,7 +347,7 @@ impl<S: Sys> Engine<S> {
 
     /// The tags of a batch's jobs that have no outcome.
     fn tags_left(&self, batch: u32) -> Vec<u64> {
-        self.table.jobs().map(|j| self.table.get(j)).filter(|r| r.batch == batch).map(|r| r.tag).collect()
+        self.table.jobs().map(|job| self.label(job)).filter(|l| l.batch == batch).map(|l| l.tag).collect()
     }
 }
 

@@ -67,10 +67,10 @@ impl<S: Sys> Engine<S> {
         lane.left -= 1;
         lane.count += 1;
         let &mut Lane { handler, batch, estimate_ns, .. } = lane;
-        let label = table.insert(handler, tag, 0, batch);
+        let label = table.insert_unfilled(handler, tag, batch);
         let id = s.next_id();
         let (position, room) = s.journal.append(Entering { label, id, estimate_ns, timed: false }, size);
-        table.get_mut(label.job).place = Place::Slot(lane.slot as u32, position);
+        table.set_place(label.job, Place::Slot(lane.slot as u32, position));
         let (payload_size, header_block_size) = (body.len() as u32, 0);
         let header = Header { payload_size, header_block_size, kind: Kind::Job, flags: 0, id, code: handler, extra: 0 };
         frame::encode(room, header, &[], body);

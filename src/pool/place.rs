@@ -54,7 +54,7 @@ impl<S: Sys> Engine<S> {
                 State::TakenBack => {
                     self.detach(slot, head);
                     self.slots[slot].journal.void(head);
-                    self.table.get_mut(entry.label.job).place = Place::FrontOwned;
+                    self.table.set_place(entry.label.job, Place::FrontOwned);
                 }
                 // Not sent yet: it moves by itself.
                 State::Live if head >= s.sent => return,
@@ -66,7 +66,7 @@ impl<S: Sys> Engine<S> {
                     let moved = s.journal.retire_head();
                     s.due = s.due.max(moved);
                     s.sent = s.sent.max(moved + 1);
-                    self.table.get_mut(entry.label.job).place = Place::Slot(slot as u32, moved);
+                    self.table.set_place(entry.label.job, Place::Slot(slot as u32, moved));
                     return;
                 }
             }
@@ -76,12 +76,13 @@ impl<S: Sys> Engine<S> {
     /// Copies a job's bytes from a slot's journal into its record.
     pub(super) fn detach(&mut self, slot: usize, position: Position) {
         let s = &self.slots[slot];
-        let job = s.journal.entry(position).label.job;
+        let label = s.journal.entry(position).label;
         let Some(Ok(f)) = frame::Frames::new(s.journal.frame(position)).next() else {
             unreachable!("a frame that this process encoded");
         };
         let payload = [f.headers().as_block(), f.body()].concat().into_boxed_slice();
-        self.table.get_mut(job).owned = Some(Box::new(Owned { header: f.header, payload, large: false }));
+        self.table.recall(label);
+        self.table.get_mut(label.job).owned = Some(Box::new(Owned { header: f.header, payload, large: false }));
     }
 
     /// A frame that this slot's socket takes in no packet: it travels in fragments, from its record.
@@ -99,7 +100,7 @@ impl<S: Sys> Engine<S> {
     /// Books a job that has just been appended to a slot's journal.
     #[inline(always)]
     pub(super) fn placed(&mut self, job: JobIndex, slot: usize, position: Position, estimate_ns: u32, timeout_ns: u64) {
-        self.table.get_mut(job).place = Place::Slot(slot as u32, position);
+        self.table.set_place(job, Place::Slot(slot as u32, position));
         self.scheduler.added(slot, estimate_ns);
         self.note(Step::Placed, job, Some(slot));
         self.mark_dirty(slot);
@@ -180,7 +181,7 @@ impl<S: Sys> Engine<S> {
         let mut share: Option<(usize, usize)> = None;
         while let Some(job) = self.next_waiting() {
             let r = self.table.get(job);
-            let (handler, place) = (r.handler, r.place);
+            let (handler, place) = (r.handler, self.table.place(job));
             let large = r.owned.as_ref().is_some_and(|o| o.large);
             let size = match place {
                 Place::Queue(p) => self.queue.entry(p).size as usize,
@@ -216,8 +217,7 @@ impl<S: Sys> Engine<S> {
 
     /// Moves a waiting job into a slot's journal, which has room for it.
     pub(super) fn move_to(&mut self, job: JobIndex, slot: usize, size: usize, estimate_ns: u32) {
-        let (place, timeout_ns, label) =
-            (self.table.get(job).place, self.table.get(job).timeout_ns, self.table.label(job));
+        let (place, timeout_ns, label) = (self.table.place(job), self.table.get(job).timeout_ns, self.table.label(job));
         // Making room may have moved its bytes into its record.
         let id = self.slots[slot].next_id();
         let entering = Entering { label, id, estimate_ns, timed: timeout_ns != 0 };

@@ -382,6 +382,7 @@ impl<S: Sys> Engine<S> {
         s.due = position + 1;
         s.due_seq = s.due_seq.wrapping_add(1);
         self.leave_slot(slot, entry.estimate_ns, entry.timed);
+        self.table.recall(entry.label);
         self.finish(entry.label.job, outcome, Some(slot));
     }
 
@@ -400,7 +401,7 @@ impl<S: Sys> Engine<S> {
     /// Removes the first waiting job, and its bytes.
     fn drop_front(&mut self, job: JobIndex) {
         self.front.pop_front();
-        if let Place::FrontInSlot(slot, position) = self.table.get(job).place {
+        if let Place::FrontInSlot(slot, position) = self.table.place(job) {
             self.slots[slot as usize].journal.void(position);
         }
     }
@@ -601,7 +602,8 @@ impl<S: Sys> Engine<S> {
             for _ in 1..started {
                 position = s.journal.next_live(position + 1);
             }
-            self.table.get(s.journal.entry(position).label.job).timeout_ns
+            let entry = s.journal.entry(position);
+            if entry.timed { self.table.get(entry.label.job).timeout_ns } else { 0 }
         };
         if limit_ns == 0 {
             return None;

@@ -12,6 +12,24 @@ enum Step {
     Remove(usize),
 }
 
+#[test]
+fn every_place_is_kept() {
+    let mut table = Table::new();
+    let job = table.insert(0, 0, 0, 0).job;
+    let last = (WORKERS_MAX - 1) as u32;
+    for place in [
+        Place::Queue(u64::MAX),
+        Place::FrontInSlot(last, 7),
+        Place::FrontOwned,
+        Place::Slot(last, 1 << 40),
+        Place::Ending,
+        Place::Nowhere,
+    ] {
+        table.set_place(job, place);
+        assert_eq!(table.place(job), place);
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 500, failure_persistence: None, ..ProptestConfig::default() })]
 
@@ -34,13 +52,20 @@ proptest! {
             match step {
                 Step::Insert | Step::InsertNowhere => {
                     tag += 1;
-                    let label = table.insert(tag as u32, tag, tag * 2, tag as u32 + 1);
+                    let (number, timeout_ns) = (tag as u32, if tag % 2 == 0 { tag } else { 0 });
+                    let label = if timeout_ns == 0 {
+                        let label = table.insert_unfilled(number, tag, number + 1);
+                        table.recall(label);
+                        label
+                    } else {
+                        table.insert(number, tag, timeout_ns, number + 1)
+                    };
                     let job = label.job;
                     prop_assert_eq!((label, label.ticket()), (table.label(job), table.ticket(job)));
                     let r = table.get(job);
-                    prop_assert_eq!((r.handler, r.tag, r.timeout_ns, r.batch), (tag as u32, tag, tag * 2, tag as u32 + 1));
+                    prop_assert_eq!((r.handler, r.tag, r.timeout_ns, r.batch), (number, tag, timeout_ns, number + 1));
                     // Nothing of the record's last job is left.
-                    prop_assert!(r.charges == 0 && r.owned.is_none() && r.place == Place::Nowhere);
+                    prop_assert!(r.charges == 0 && r.owned.is_none() && table.place(job) == Place::Nowhere);
                     let ticket = table.ticket(job);
                     most = most.max(table.len());
                     if let Step::InsertNowhere = step {
@@ -48,8 +73,9 @@ proptest! {
                         table.remove(job);
                         dead.push(ticket);
                     } else {
+                        table.set_place(job, Place::Queue(tag));
                         let r = table.get_mut(job);
-                        (r.place, r.charges) = (Place::Queue(tag), 2);
+                        r.charges = 2;
                         let header = Header {
                             payload_size: 0,
                             header_block_size: 0,
@@ -60,6 +86,9 @@ proptest! {
                             extra: 0,
                         };
                         r.owned = Some(Box::new(Owned { header, payload: Box::new([]), large: false }));
+                        // What is known already is not forgotten.
+                        table.recall(label);
+                        prop_assert!(table.get(job).charges == 2 && table.get(job).owned.is_some());
                         live.push((ticket, job, tag));
                     }
                 }
@@ -75,7 +104,7 @@ proptest! {
             for &(ticket, job, tag) in &live {
                 prop_assert_eq!(table.find(ticket), Some(job));
                 prop_assert_eq!(table.ticket(job), ticket);
-                prop_assert_eq!((table.get(job).tag, table.get(job).place), (tag, Place::Queue(tag)));
+                prop_assert_eq!((table.get(job).tag, table.place(job)), (tag, Place::Queue(tag)));
             }
             for &ticket in &dead {
                 prop_assert_eq!(table.find(ticket), None, "a ticket that has risen from the dead");
@@ -84,7 +113,7 @@ proptest! {
             let expected: HashMap<u32, u64> = live.iter().map(|&(_, job, tag)| (job.0, tag)).collect();
             prop_assert_eq!(listed, expected);
         }
-        prop_assert!(table.records.len() <= most, "it grows only when more jobs are outstanding than ever before");
+        prop_assert!(table.seats.len() <= most, "it grows only when more jobs are outstanding than ever before");
     }
 }
 
@@ -92,12 +121,12 @@ proptest! {
 fn generations_wrap() {
     let mut table = Table::new();
     let job = table.insert(0, 0, 0, 0).job;
-    table.get_mut(job).place = Place::FrontOwned;
-    table.get_mut(job).generation = u32::MAX;
+    table.set_place(job, Place::FrontOwned);
+    table.seats[job.0 as usize].generation = u32::MAX;
     let old = table.ticket(job);
     table.remove(job);
     let job = table.insert(0, 0, 0, 0).job;
-    table.get_mut(job).place = Place::FrontOwned;
+    table.set_place(job, Place::FrontOwned);
     let new = table.ticket(job);
     assert_eq!((table.find(old), table.find(new), new.generation), (None, Some(job), 0));
 }
