@@ -98,6 +98,8 @@ fn run(sys: &Faulty, transport: TransportKind) -> Result<Ran, Error> {
             assert!(old.is_none(), "job {} has two outcomes", completion.tag);
         })?;
     }
+    // With nothing to do the host sleeps, which it may never have had to so far.
+    pool.poll(Some(Duration::from_millis(1)), |_, _| unreachable!("nothing is outstanding"))?;
     let stats = pool.stats();
     drop(pool);
     let outcomes = outcomes.into_iter().map(|outcome| outcome.expect("nothing is outstanding")).collect();
