@@ -62,6 +62,8 @@ pub(super) struct Pending {
     pub(super) generation: u32,
     pub(super) start: usize,
     pub(super) end: usize,
+    /// When it was received. Units: nanoseconds.
+    pub(super) at_ns: u64,
 }
 
 /// What the builder decided.
@@ -345,19 +347,19 @@ impl<S: Sys> Engine<S> {
             return None;
         }
         let timed = timeout_ns != 0;
-        let label = if direct.is_some() && !large && !timed && self.hook.is_none() {
+        let label = if direct.is_some() && !large && !timed {
             self.count_in(batch);
             self.table.insert_unfilled(handler, tag, batch)
         } else {
             self.insert(handler, tag, timeout_ns, batch)
         };
         let index = label.job;
-        self.note(Step::Submitted, index, None);
+        self.note(Step::Submitted, label, None);
         let header = Header {
             payload_size: payload_size as u32,
             header_block_size: header_block.len() as u16,
             kind: Kind::Job,
-            flags: if self.hook.is_some() { FLAG_TIMED } else { 0 },
+            flags: self.plain_flags(),
             id: 0,
             code: handler,
             extra: 0,
@@ -370,7 +372,7 @@ impl<S: Sys> Engine<S> {
             Some(slot) if large => {
                 let id = self.slots[slot].next_id();
                 let (position, _) = self.slots[slot].journal.append(Entering { label, id, estimate_ns, timed }, 0);
-                self.placed(index, slot, position, estimate_ns, timeout_ns);
+                self.placed(label, slot, position, estimate_ns, timeout_ns);
                 // It is on its way before it is copied: the copy is made while the worker receives.
                 let sent = self.send_large(slot, position, Some(LargeSource { header, header_block, body }));
                 self.table.get_mut(index).owned = Some(own([header_block, body]));
@@ -383,7 +385,7 @@ impl<S: Sys> Engine<S> {
                 let s = &mut self.slots[slot];
                 let (position, room) = s.journal.append(Entering { label, id, estimate_ns, timed }, ring_size);
                 frame::encode(room, Header { id, ..header }, header_block, body);
-                self.placed(index, slot, position, estimate_ns, timeout_ns);
+                self.placed(label, slot, position, estimate_ns, timeout_ns);
             }
             None => {
                 let (position, room) = self.queue.append(Entering { label, id: 0, estimate_ns, timed }, ring_size);
@@ -450,7 +452,7 @@ impl<S: Sys> Engine<S> {
     pub(super) fn reject(&mut self, job: &Job<'_>, batch: u32, reason: Reason) -> Ticket {
         let label = self.insert(0, job.tag, 0, batch);
         let (index, ticket) = (label.job, label.ticket());
-        self.note(Step::Submitted, index, None);
+        self.note(Step::Submitted, label, None);
         self.finish(index, Outcome::Rejected { reason }, None);
         ticket
     }
@@ -504,7 +506,7 @@ impl<S: Sys> Engine<S> {
                 self.table.set_place(entry.label.job, Place::FrontInSlot(slot as u32, position));
             }
             self.leave_slot(slot, entry.estimate_ns, entry.timed);
-            self.note(Step::Reclaimed, entry.label.job, Some(slot));
+            self.note(Step::Reclaimed, entry.label, Some(slot));
             self.front.push_back(entry.label.job);
             position = self.slots[slot].journal.next_live(position + 1);
         }
@@ -756,12 +758,15 @@ impl<S: Sys> Engine<S> {
 
     // ---- timestamps
 
+    /// Flags of a small job's frame, and of a plain result: with times, if anybody wants to know.
     #[inline]
-    pub(super) fn note(&mut self, step: Step, job: JobIndex, slot: Option<usize>) {
-        if self.hook.is_some() {
-            let (ticket, tag) = (self.table.ticket(job), self.table.get(job).tag);
-            self.note_ticket(step, ticket, tag, slot);
-        }
+    pub(super) fn plain_flags(&self) -> u8 {
+        if self.hook.is_some() { FLAG_TIMED } else { 0 }
+    }
+
+    #[inline]
+    pub(super) fn note(&mut self, step: Step, label: Label, slot: Option<usize>) {
+        self.note_ticket(step, label.ticket(), label.tag, slot);
     }
 
     #[inline]

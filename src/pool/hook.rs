@@ -6,7 +6,7 @@ use super::table::Ticket;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Step {
-    /// The pool admitted it.
+    /// The pool admitted it. At the same time as `Placed` where the two are one.
     Submitted,
     /// It was written into a slot's ring.
     Placed,
@@ -16,7 +16,7 @@ pub enum Step {
     Started,
     /// Its handler returned, by its worker's clock reading. Reported when the result arrives.
     Ended,
-    /// Its result was received.
+    /// Its result was received: the time of its packet, which may hold many.
     Received,
     /// Its outcome was delivered.
     Delivered,

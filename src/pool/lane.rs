@@ -5,8 +5,9 @@
 //! scheduler does not know of its jobs; nothing else may be submitted meanwhile.
 
 use super::engine::{BATCH_SINGLE, Engine};
+use super::hook::Step;
 use super::journal::Entering;
-use super::table::Place;
+use super::table::{Label, Place};
 use crate::frame::{self, Header, Kind};
 use crate::limits::PACKET_SIZE_MAX;
 use crate::sys::Sys;
@@ -18,6 +19,8 @@ pub(super) struct Lane {
     handler: u32,
     batch: u32,
     estimate_ns: u32,
+    /// Of each frame.
+    flags: u8,
     /// Jobs that it may still be given, and that it has been given.
     left: u32,
     count: u32,
@@ -40,7 +43,7 @@ impl<S: Sys> Engine<S> {
     /// Opens a lane for at most `jobs_max` jobs of a handler without timeout. `None`: the next job takes the ordinary way.
     pub(super) fn open_lane(&mut self, handler: u32, batch: u32, jobs_max: u32) -> Option<Lane> {
         let nobody_waits = self.front.is_empty() && self.queue.head() == self.queue.tail();
-        if !nobody_waits || self.hook.is_some() || self.config.timeout_ns != 0 || self.is_house_full() {
+        if !nobody_waits || self.config.timeout_ns != 0 || self.is_house_full() {
             return None;
         }
         let estimate_ns = self.services[handler as usize].estimate_ns();
@@ -52,7 +55,8 @@ impl<S: Sys> Engine<S> {
         }
         self.mark_dirty(slot);
         self.keep_ticking();
-        Some(Lane { slot, handler, batch, estimate_ns, left, count: 0 })
+        let flags = self.plain_flags();
+        Some(Lane { slot, handler, batch, estimate_ns, flags, left, count: 0 })
     }
 
     /// Submits a job through a lane. `false`: it is full, or the job is not for it; nothing has happened.
@@ -66,15 +70,26 @@ impl<S: Sys> Engine<S> {
         }
         lane.left -= 1;
         lane.count += 1;
-        let &mut Lane { handler, batch, estimate_ns, .. } = lane;
+        let &mut Lane { slot, handler, batch, estimate_ns, flags, .. } = lane;
         let label = table.insert_unfilled(handler, tag, batch);
         let id = s.next_id();
         let (position, room) = s.journal.append(Entering { label, id, estimate_ns, timed: false }, size);
-        table.set_place(label.job, Place::Slot(lane.slot as u32, position));
+        table.set_place(label.job, Place::Slot(slot as u32, position));
         let (payload_size, header_block_size) = (body.len() as u32, 0);
-        let header = Header { payload_size, header_block_size, kind: Kind::Job, flags: 0, id, code: handler, extra: 0 };
+        let header = Header { payload_size, header_block_size, kind: Kind::Job, flags, id, code: handler, extra: 0 };
         frame::encode(room, header, &[], body);
+        if flags != 0 {
+            self.note_lane(label, slot);
+        }
         true
+    }
+
+    /// A job was admitted and placed, which is one step here.
+    #[inline(never)]
+    fn note_lane(&mut self, label: Label, slot: usize) {
+        let (ticket, tag, at_ns) = (label.ticket(), label.tag, self.sys.now_ns());
+        self.note_at(Step::Submitted, ticket, tag, None, at_ns);
+        self.note_at(Step::Placed, ticket, tag, Some(slot), at_ns);
     }
 
     /// Books what a lane has been given.

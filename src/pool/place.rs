@@ -4,7 +4,7 @@ use super::engine::{Alarm, Engine};
 use super::hook::Step;
 use super::journal::{Entering, Position, State};
 use super::slot::Slot;
-use super::table::{JobIndex, Owned, Place};
+use super::table::{JobIndex, Label, Owned, Place};
 use crate::frame::{self, Header};
 use crate::limits::{STEAL_LATE_NS, WINDOW_NS};
 use crate::sys::Sys;
@@ -99,10 +99,10 @@ impl<S: Sys> Engine<S> {
 
     /// Books a job that has just been appended to a slot's journal.
     #[inline(always)]
-    pub(super) fn placed(&mut self, job: JobIndex, slot: usize, position: Position, estimate_ns: u32, timeout_ns: u64) {
-        self.table.set_place(job, Place::Slot(slot as u32, position));
+    pub(super) fn placed(&mut self, label: Label, slot: usize, position: Position, estimate_ns: u32, timeout_ns: u64) {
+        self.table.set_place(label.job, Place::Slot(slot as u32, position));
         self.scheduler.added(slot, estimate_ns);
-        self.note(Step::Placed, job, Some(slot));
+        self.note(Step::Placed, label, Some(slot));
         self.mark_dirty(slot);
         if timeout_ns != 0 {
             self.placed_timed(timeout_ns);
@@ -262,7 +262,7 @@ impl<S: Sys> Engine<S> {
         if !matches!(place, Place::Queue(_)) {
             self.front.pop_front();
         }
-        self.placed(job, slot, position, estimate_ns, timeout_ns);
+        self.placed(label, slot, position, estimate_ns, timeout_ns);
     }
 }
 

@@ -120,7 +120,7 @@ impl<S: Sys> Engine<S> {
                         s.read = s.read.wrapping_add((size - start) as u64);
                         start
                     };
-                    self.pending = Some(Pending { slot, generation: s.generation, start, end: size });
+                    self.pending = Some(Pending { slot, generation: s.generation, start, end: size, at_ns: now_ns });
                     if s.blocked {
                         self.mark_dirty(slot);
                     }
@@ -156,7 +156,7 @@ impl<S: Sys> Engine<S> {
     }
 
     fn read_pending<F: Sink<S>>(&mut self, mut sink: Option<&mut F>) {
-        let Some(Pending { slot, generation, mut start, end }) = self.pending else { return };
+        let Some(Pending { slot, generation, mut start, end, at_ns }) = self.pending else { return };
         if start == end {
             // The whole packet was a fragment, and is in its place.
             self.pending = None;
@@ -165,8 +165,10 @@ impl<S: Sys> Engine<S> {
         let settled = Settled { position: self.slots[slot].due, ..Settled::default() };
         let mut reading = Reading { rx: std::mem::take(&mut self.rx), engine: self, slot, settled };
         let Reading { engine, rx, settled, .. } = &mut reading;
-        // Whether plain results go to the sink without a detour: nothing in this packet changes that.
+        // Whether plain results go to the sink without a detour, and whether with their steps: nothing in this packet changes
+        // that.
         let is_plain = engine.hook.is_none() && engine.is_wanted(engine.taker);
+        let is_recorded = engine.hook.is_some() && engine.is_wanted(engine.taker);
         loop {
             let s = &engine.slots[slot];
             if start == end || s.generation != generation || s.doom == Some(Doom::Hostile) {
@@ -184,12 +186,24 @@ impl<S: Sys> Engine<S> {
             }
             if is_plain
                 && let Some(sink) = sink.as_deref_mut()
-                && let Some(label) = engine.settle_plain(slot, &frame.header, settled)
+                && let Some(label) = engine.settle_plain::<0>(slot, &frame.header, settled)
             {
                 engine.delivered(label.batch);
                 let (tag, ticket, outcome) = (label.tag, label.ticket(), Outcome::Done(frame.body()));
                 let (worker, run_ns) = (Some(slot), Some(u64::from(frame.header.extra)));
                 // Made where it is taken: a completion that is moved on its way is stored and loaded again.
+                sink.take(engine, Completion { ticket, tag, outcome, worker, run_ns });
+                continue;
+            }
+            if is_recorded
+                && let Some(sink) = sink.as_deref_mut()
+                && let Some((times, body)) = frame.body().split_first_chunk()
+                && let Some(label) = engine.settle_plain::<FLAG_TIMED>(slot, &frame.header, settled)
+            {
+                engine.delivered(label.batch);
+                engine.note_plain(slot, label, times, at_ns);
+                let (tag, ticket, outcome) = (label.tag, label.ticket(), Outcome::Done(body));
+                let (worker, run_ns) = (Some(slot), Some(u64::from(frame.header.extra)));
                 sink.take(engine, Completion { ticket, tag, outcome, worker, run_ns });
                 continue;
             }
@@ -199,11 +213,11 @@ impl<S: Sys> Engine<S> {
         }
     }
 
-    /// Settles a plain result: a small one, of a job that is done and whose taker is there, from a worker in good standing.
-    /// `None`: it is something else, and nothing has happened.
+    /// Settles a plain result: a small one with these flags, of a job that is done and whose taker is there, from a worker
+    /// in good standing. `None`: it is something else, and nothing has happened.
     #[inline(always)]
-    fn settle_plain(&mut self, slot: usize, header: &Header, settled: &mut Settled) -> Option<Label> {
-        if header.kind != Kind::Result || header.flags != 0 || header.code != Status::Done as u32 {
+    fn settle_plain<const FLAGS: u8>(&mut self, slot: usize, header: &Header, settled: &mut Settled) -> Option<Label> {
+        if header.kind != Kind::Result || header.flags != FLAGS || header.code != Status::Done as u32 {
             return None;
         }
         let s = &mut self.slots[slot];
@@ -227,6 +241,22 @@ impl<S: Sys> Engine<S> {
         self.table.remove_unowned(label);
         self.learn(label, header.extra);
         Some(label)
+    }
+
+    /// The steps of a plain result that was received at `at_ns` with the others of its packet, and is handed out now.
+    #[inline(never)]
+    fn note_plain(&mut self, slot: usize, label: Label, times: &[u8; TIMES_SIZE], at_ns: u64) {
+        let (ticket, tag, worker) = (label.ticket(), label.tag, Some(slot));
+        self.note_run(ticket, tag, slot, times);
+        self.note_at(Step::Received, ticket, tag, worker, at_ns);
+        self.note_ticket(Step::Delivered, ticket, tag, worker);
+    }
+
+    /// When a job ran, as its worker says.
+    fn note_run(&mut self, ticket: Ticket, tag: u64, slot: usize, times: &[u8; TIMES_SIZE]) {
+        let ns = |at: usize| times[at..at + 8].iter().rev().fold(0, |n, &b| n << 8 | u64::from(b));
+        self.note_at(Step::Started, ticket, tag, Some(slot), ns(0));
+        self.note_at(Step::Ended, ticket, tag, Some(slot), ns(8));
     }
 
     /// Lets the slot know what has been settled.
@@ -346,10 +376,7 @@ impl<S: Sys> Engine<S> {
         if self.hook.is_some() {
             let (tag, ticket) = (over.label.tag, over.label.ticket());
             if let Some(times) = times {
-                let (start, end) = times.split_at(8);
-                let word = |bytes: &[u8]| bytes.iter().rev().fold(0, |n, &b| n << 8 | u64::from(b));
-                self.note_at(Step::Started, ticket, tag, Some(slot), word(start));
-                self.note_at(Step::Ended, ticket, tag, Some(slot), word(end));
+                self.note_run(ticket, tag, slot, times);
             }
             self.note_ticket(Step::Received, ticket, tag, Some(slot));
         }

@@ -135,9 +135,8 @@ impl<S: Sys> Engine<S> {
             self.stats.packets_sent += 1;
             if self.hook.is_some() {
                 for position in first..end {
-                    let job = self.slots[slot].journal.entry(position).label.job;
-                    let (ticket, tag) = (self.table.ticket(job), self.table.get(job).tag);
-                    self.note_at(Step::Sent, ticket, tag, Some(slot), sent_ns);
+                    let label = self.slots[slot].journal.entry(position).label;
+                    self.note_at(Step::Sent, label.ticket(), label.tag, Some(slot), sent_ns);
                 }
             }
         }
@@ -209,8 +208,7 @@ impl<S: Sys> Engine<S> {
                 s.fragment_offset = 0;
                 s.sent = position + 1;
                 s.sent_seq = s.sent_seq.wrapping_add(1);
-                let (ticket, tag) = (self.table.ticket(entry.label.job), self.table.get(entry.label.job).tag);
-                self.note_at(Step::Sent, ticket, tag, Some(slot), sent_ns);
+                self.note_at(Step::Sent, entry.label.ticket(), entry.label.tag, Some(slot), sent_ns);
             }
         }
         Ok(sent)
