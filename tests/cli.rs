@@ -755,6 +755,10 @@ fn usage_errors_say_what_to_do_and_exit_2() {
         (&["--transport", "pigeon", "echo"], "blocking, seqpacket"),
         (&["--stats", &nowhere, "echo"], "No such file or directory"),
         (&["--stats", dir, "echo"], "directory"),
+        (&["--trace", &nowhere, "echo"], "--trace: /"),
+        (&["--trace", &nowhere, "echo"], "No such file or directory"),
+        (&["--trace", dir, "echo"], "directory"),
+        (&["--stats", &missing, "--trace", &missing, "echo"], "--stats and --trace: one file cannot be both"),
     ] {
         let ran = run(args, "x\n");
         assert_eq!((ran.code(), ran.stdout.len()), (2, 0), "{args:?}");
@@ -807,7 +811,6 @@ fn options_that_do_not_work_yet_do_not_exist() {
         "--dry-run",
         "--mem-limit=1MiB",
         "--deadline=1s",
-        "--trace=x",
         "--quarantine=x",
         "--syslog",
         "--framing=lines",
@@ -936,6 +939,237 @@ fn stats_go_to_a_pipe_or_device_in_place() {
     std::os::unix::fs::symlink(&file, &link).unwrap();
     results(&["--stats", link.to_str().unwrap(), "echo"], "x\n");
     assert!(link.is_symlink() && std::fs::read_to_string(&file).unwrap().contains("\"jobs\":1"));
+}
+
+// ---- traces
+
+/// One event, as the trace format has it.
+#[derive(Clone, Debug, serde::Deserialize)]
+struct TraceEvent {
+    ph: char,
+    pid: u64,
+    tid: u64,
+    /// Units: microseconds, as `dur`.
+    ts: Option<f64>,
+    dur: Option<f64>,
+    id: Option<String>,
+    cat: Option<String>,
+    name: String,
+    #[serde(default)]
+    args: serde_json::Map<String, serde_json::Value>,
+}
+
+impl TraceEvent {
+    fn job(&self) -> u64 {
+        self.args["job"].as_u64().unwrap()
+    }
+
+    fn ts(&self) -> f64 {
+        self.ts.unwrap()
+    }
+
+    /// Of a complete event.
+    fn end(&self) -> f64 {
+        self.ts() + self.dur.unwrap()
+    }
+}
+
+/// Rounding of a sum of two times. Units: microseconds.
+const ROUNDING: f64 = 0.002;
+
+/// Runs with a trace, whose file is checked against the format: names of all tracks, ends for all beginnings, no time
+/// before 0, and nothing on a thread's track that overlaps.
+fn traced(args: &[&str], input: impl AsRef<[u8]>) -> (Ran, Vec<TraceEvent>) {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("trace.json");
+    let ran = run(&[&["--trace", path.to_str().unwrap()], args].concat(), input);
+    let trace: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "no temporary file left");
+    assert_eq!(trace["otherData"]["dropped_steps"], 0);
+    let events: Vec<TraceEvent> = serde_json::from_value(trace["traceEvents"].clone()).unwrap();
+    let named = |of: &str, e: &TraceEvent| {
+        let same =
+            |n: &&TraceEvent| n.ph == 'M' && n.name == of && n.pid == e.pid && (of != "thread_name" || n.tid == e.tid);
+        events.iter().filter(same).count()
+    };
+    let mut begun = std::collections::HashMap::new();
+    for event in &events {
+        assert!("MXbei".contains(event.ph), "{event:?}");
+        assert_eq!(named("process_name", event), 1, "{event:?}");
+        if event.ph == 'M' {
+            continue;
+        }
+        assert_eq!(named("thread_name", event), 1, "{event:?}");
+        assert!(event.ts() >= 0.0 && event.cat.is_some(), "{event:?}");
+        match event.ph {
+            'b' => assert!(begun.insert(event.id.clone().unwrap(), event).is_none(), "{event:?}"),
+            'e' => {
+                let begin = begun.remove(event.id.as_ref().unwrap()).unwrap();
+                assert!(begin.ts() <= event.ts(), "{begin:?} {event:?}");
+                let key = |e: &TraceEvent| (e.pid, e.tid, e.cat.clone(), e.name.clone());
+                assert_eq!(key(begin), key(event));
+            }
+            _ => {}
+        }
+    }
+    assert!(begun.is_empty(), "{begun:?}");
+    let mut spans: Vec<&TraceEvent> = events.iter().filter(|e| e.ph == 'X').collect();
+    spans.sort_by(|a, b| (a.pid, a.ts()).partial_cmp(&(b.pid, b.ts())).unwrap());
+    for pair in spans.windows(2).filter(|pair| pair[0].pid == pair[1].pid) {
+        assert!(pair[0].end() <= pair[1].ts() + ROUNDING, "{pair:?}");
+    }
+    (ran, events)
+}
+
+/// The spans of this name that are not on a thread's own track: job, process, beginning and end.
+fn async_spans(events: &[TraceEvent], name: &str) -> Vec<(u64, u64, f64, f64)> {
+    let end = |id: &Option<String>| events.iter().find(|e| e.ph == 'e' && e.id == *id).unwrap().ts();
+    let begins = events.iter().filter(|e| e.ph == 'b' && e.name == name);
+    begins.map(|e| (e.job(), e.pid, e.ts(), end(&e.id))).collect()
+}
+
+#[test]
+fn a_trace_shows_each_job_from_its_admission_to_its_outcome() {
+    const JOBS: u64 = 12;
+    for transport in TRANSPORTS {
+        let (ran, events) = traced(&["-j2", "-k", "--transport", transport, "sleep"], "10ms\n".repeat(JOBS as usize));
+        assert_eq!((ran.code(), ran.stderr.as_str()), (0, ""));
+        let computed: Vec<&TraceEvent> = events.iter().filter(|e| e.ph == 'X').collect();
+        assert_eq!(computed.len(), JOBS as usize);
+        let (first, last) =
+            computed.iter().fold((f64::MAX, 0f64), |(first, last), e| (first.min(e.ts()), last.max(e.end())));
+        let total: f64 = computed.iter().map(|e| e.dur.unwrap()).sum();
+        // Together with no overlap on either track: each is on its own worker's.
+        assert!(last - first < 0.8 * total, "two workers side by side: {first} to {last} µs for {total} µs");
+        for job in 1..=JOBS {
+            let one = |name: &str| {
+                let found: Vec<_> = async_spans(&events, name).into_iter().filter(|s| s.0 == job).collect();
+                assert!(!found.is_empty(), "{name} of job {job}");
+                *found.last().unwrap()
+            };
+            let compute: Vec<_> = computed.iter().filter(|e| e.job() == job).collect();
+            assert_eq!(compute.len(), 1, "job {job}");
+            let compute = compute[0];
+            assert_eq!(compute.name, format!("job {job}"));
+            assert!((10_000.0..1_000_000.0).contains(&compute.dur.unwrap()), "{compute:?}");
+            let (life, unsent, waiting, returning) = (one("job"), one("unsent"), one("waiting"), one("returning"));
+            assert_eq!((waiting.1, returning.1), (compute.pid, compute.pid), "in the worker's slot");
+            assert_ne!((life.1, unsent.1), (compute.pid, compute.pid));
+            let times = [
+                life.2,
+                unsent.2,
+                unsent.3,
+                waiting.2,
+                waiting.3,
+                compute.ts(),
+                compute.end() - ROUNDING,
+                returning.2,
+                returning.3,
+                life.3,
+            ];
+            assert!(times.windows(2).all(|pair| pair[0] <= pair[1] + 2.0 * ROUNDING), "job {job}: {times:?}");
+        }
+        let sent: u64 = events.iter().filter(|e| e.name == "sent").map(|e| e.args["jobs"].as_u64().unwrap()).sum();
+        assert!(sent >= JOBS);
+    }
+}
+
+#[test]
+fn a_trace_names_what_was_not_done() {
+    let input = "ok\nsignal 9\nerror x\npanic\nhang\nok\n";
+    let (ran, events) = traced(&["-j2", "--timeout", "100ms", "fault"], input);
+    assert_eq!(ran.code(), 1);
+    let computed = |job: u64| {
+        let found: Vec<_> = events.iter().filter(|e| e.ph == 'X' && e.job() == job).collect();
+        assert_eq!(found.len(), 1, "job {job}: {found:?}");
+        found[0]
+    };
+    for (job, outcome) in [(2, "crashed: signal 9 (SIGKILL)"), (3, "failed"), (4, "panicked"), (5, "timed out")] {
+        let event = computed(job);
+        assert_eq!((event.name.as_str(), &event.args["outcome"]), (&*format!("job {job}: {outcome}"), &outcome.into()));
+        // Who dies tells no times.
+        assert_eq!(event.args.contains_key("note"), [2, 5].contains(&job), "{event:?}");
+        let life = events.iter().find(|e| e.ph == 'b' && e.name == "job" && e.job() == job).unwrap();
+        assert_eq!(life.args["outcome"], outcome);
+    }
+    for job in [1, 6] {
+        assert_eq!(computed(job).name, format!("job {job}"));
+        assert!(!computed(job).args.contains_key("outcome"));
+    }
+    let hung_us = computed(5).dur.unwrap();
+    assert!((90_000.0..1_000_000.0).contains(&hung_us), "{hung_us} µs of a job that is killed after 100 ms");
+}
+
+#[test]
+fn a_trace_shows_jobs_that_were_moved() {
+    let dir = tempfile::tempdir().unwrap();
+    let stats = dir.path().join("stats.json");
+    let input = format!("{}sleep 300ms\n{}", "ok\n".repeat(200), "ok\n".repeat(200));
+    let (ran, events) = traced(&["-j2", "--stats", stats.to_str().unwrap(), "fault"], input);
+    assert_eq!((ran.code(), ran.stderr.as_str()), (0, ""));
+    let stats: serde_json::Value = serde_json::from_slice(&std::fs::read(&stats).unwrap()).unwrap();
+    let moved: Vec<&TraceEvent> = events.iter().filter(|e| e.name.ends_with(" taken back")).collect();
+    assert!(!moved.is_empty(), "what waits behind the sleeper goes to the other worker");
+    assert_eq!(stats["reclaimed_jobs"], moved.len());
+    for event in &moved {
+        assert_eq!((event.ph, &event.name), ('i', &format!("job {} taken back", event.job())));
+        let computed = events.iter().find(|e| e.ph == 'X' && e.job() == event.job()).unwrap();
+        assert!(event.ts() <= computed.ts() + ROUNDING, "{event:?} {computed:?}");
+    }
+    assert!(moved.iter().any(|e| events.iter().any(|c| c.ph == 'X' && c.job() == e.job() && c.pid != e.pid)));
+    assert_eq!(events.iter().filter(|e| e.ph == 'X').count(), 401, "each ran once");
+}
+
+#[test]
+fn a_trace_without_room_for_all_says_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("trace.json");
+    // Seven steps each, and room for 2^20.
+    let ran = run(&["-j2", "--trace", path.to_str().unwrap(), "echo"], numbers(150_000));
+    assert_eq!(ran.code(), 0, "{}", ran.stderr);
+    let (dropped, all) = ran
+        .stderr
+        .strip_prefix("seqpool: --trace: the first ")
+        .and_then(|l| l.strip_suffix(" steps found no room; the file begins after them\n"))
+        .and_then(|l| l.split_once(" of "))
+        .unwrap_or_else(|| panic!("{}", ran.stderr));
+    let (dropped, all): (u64, u64) = (dropped.parse().unwrap(), all.parse().unwrap());
+    assert!(all >= 7 * 150_000 && all - dropped == 1 << 20, "{}", ran.stderr);
+    let mut file = File::open(&path).unwrap();
+    let mut end = String::new();
+    std::io::Seek::seek(&mut file, std::io::SeekFrom::End(-80)).unwrap();
+    file.read_to_string(&mut end).unwrap();
+    let said = format!("\n],\"otherData\":{{\"recorded_steps\":{all},\"dropped_steps\":{dropped}}}}}\n");
+    assert!(end.ends_with(&said), "{end}");
+}
+
+#[test]
+fn a_trace_is_complete_or_absent() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("trace.json");
+    std::fs::write(&path, "old").unwrap();
+    let only_old = || {
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "no temporary file left");
+        std::fs::read_to_string(&path).unwrap()
+    };
+    let trace = path.to_str().unwrap();
+    for args in [&["--trace", trace, "--nice", "20", "echo"][..], &["--trace", trace, "-j99999", "echo"]] {
+        assert_eq!(run(args, "x\n").code(), 2, "{args:?}");
+        assert_eq!(only_old(), "old", "{args:?}");
+    }
+    assert_eq!(results(&["--trace", "/dev/null", "echo"], "x\n"), b"x\n");
+    let ran = run(&["--trace", "/dev/full", "echo"], "x\n");
+    assert_eq!((ran.code(), ran.stdout.as_slice()), (2, &b"x\n"[..]));
+    assert_eq!(ran.stderr, "seqpool: --trace: No space left on device\n");
+
+    let command = seqpool(&["run", "-j2", "--trace", trace, "fault"]);
+    let (mut child, _stdin, stdout) = under_way(command, "ok", &"sleep 50ms\n".repeat(1000));
+    child.signal(Signal::SIGINT);
+    assert_eq!(child.wait(LIMIT).code(), Some(130));
+    let done = 1 + stdout.iter().count();
+    let trace: serde_json::Value = serde_json::from_str(&only_old()).unwrap();
+    let computed = trace["traceEvents"].as_array().unwrap().iter().filter(|e| e["ph"] == "X").count();
+    assert_eq!(computed, done, "what was begun was finished");
 }
 
 #[test]

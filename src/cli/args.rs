@@ -2,7 +2,7 @@
 
 use crate::TransportKind;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -15,7 +15,9 @@ Examples:
   printf 'ok\\nsignal 9\\nok\\n' | seqpool run fault
       one job crashes, the others do not notice
   seqpool bench --quick
-      what this machine does, beside what its kernel allows";
+      what this machine does, beside what its kernel allows
+  seqpool study
+      a blocking server beside a non-blocking one, predicted and measured";
 
 const HANDLERS: &str = "\
 Handlers:
@@ -69,6 +71,22 @@ Examples:
   seqpool bench --quick --json bench.json
   seqpool bench --repeat 15 --pin 0-1";
 
+const STUDY: &str = "\
+Letters:
+  r  the server reads a part of a result      w  it writes a part of a job
+  .  waiting, or idle in a call that blocks   +  waiting, or idle and free for other work
+  a worker's blanks: it computes              the server's blanks: it works
+
+Exit codes:
+  0      measured
+  2      wrong usage, or something could not be measured or written
+  128+n  ended by signal n
+
+Examples:
+  seqpool study
+  seqpool study --transfer wait --workers 6
+  seqpool study --supply queue --svg study.svg --html study.html";
+
 /// A crash-proof process pool: runs each record of its input as a job in forked workers.
 #[derive(Debug, Parser)]
 #[command(
@@ -102,6 +120,102 @@ pub(crate) enum Command {
     /// output and, if asked for, JSON in a file.
     #[command(display_name = "seqpool", after_help = BENCH)]
     Bench(BenchArgs),
+
+    /// Compare a blocking with a non-blocking server: predicted, measured, drawn
+    ///
+    /// Runs a job server that blocks and one that does not on real processes and sockets, with workers that take the same
+    /// time for each job and workers that do not, and with transfers that are the server's own work or that wait for the
+    /// worker. Draws what a model predicts and what happened in the same letters, and says what follows.
+    #[command(display_name = "seqpool", after_help = STUDY)]
+    Study(StudyArgs),
+}
+
+/// The options of `seqpool study`.
+#[derive(Debug, Args)]
+pub(crate) struct StudyArgs {
+    /// Worker processes, from 1 to 64
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub(crate) workers: u16,
+
+    /// Jobs of each worker, from 2 to 1000
+    #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(2..=1000))]
+    pub(crate) rounds: u32,
+
+    /// What the time of a transfer goes to: the server works on each part (cpu), or the worker takes its time (wait)
+    /// [default: both, one after the other]
+    #[arg(long, value_name = "KIND")]
+    pub(crate) transfer: Option<TransferKind>,
+
+    /// Where jobs come from: each worker has its own (rounds), or whoever asks next gets one (queue)
+    #[arg(long, value_name = "KIND", default_value = "rounds")]
+    pub(crate) supply: SupplyKind,
+
+    /// How workers spend the time of a job
+    #[arg(long, value_name = "HOW", default_value = "sleep")]
+    pub(crate) compute: ComputeKind,
+
+    /// Time of a job on synchronized workers; unsynchronized ones take half as much more, as much, and half as much
+    #[arg(long, value_name = "DUR", default_value = "2ms", value_parser = parse_duration)]
+    pub(crate) job: Duration,
+
+    /// Time of a message by itself, that is of a result or a job on its way
+    #[arg(long, value_name = "DUR", default_value = "500us", value_parser = parse_duration)]
+    pub(crate) message: Duration,
+
+    /// Parts of a message, from 1 to 64
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub(crate) parts: u32,
+
+    /// Parts of one worker that the non-blocking server handles before the next has its turn
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) budget: u32,
+
+    /// Times that everything is measured, in turn; the median is shown
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub(crate) repeat: u32,
+
+    /// Draw predictions and measurements as SVG
+    #[arg(long, value_name = "FILE")]
+    pub(crate) svg: Option<PathBuf>,
+
+    /// Write everything as one self-contained page
+    #[arg(long, value_name = "FILE")]
+    pub(crate) html: Option<PathBuf>,
+
+    /// Predict 1 to 64 workers and transfers that wait for the worker for a part of their time, and draw as SVG where
+    /// blocking stops being the better choice
+    #[arg(long, value_name = "FILE")]
+    pub(crate) sweep: Option<PathBuf>,
+
+    /// Write the machine and the figures of all runs as JSON
+    #[arg(long, value_name = "FILE")]
+    pub(crate) json: Option<PathBuf>,
+
+    /// Write every span as a trace that ui.perfetto.dev opens
+    #[arg(long, value_name = "FILE")]
+    pub(crate) perfetto: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum TransferKind {
+    /// The server works on each part
+    Cpu,
+    /// The worker takes its time between parts
+    Wait,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum SupplyKind {
+    /// Each worker has as many jobs as the others
+    Rounds,
+    /// Each job goes to whoever asks next
+    Queue,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ComputeKind {
+    Sleep,
+    Spin,
 }
 
 /// The options of `seqpool bench`.
@@ -191,6 +305,10 @@ pub(crate) struct RunArgs {
     /// Write counts as JSON to FILE when all is done
     #[arg(long, value_name = "FILE")]
     pub(crate) stats: Option<PathBuf>,
+
+    /// Record when each job was sent, ran and returned, and write it to FILE for ui.perfetto.dev when all is done
+    #[arg(long, value_name = "FILE")]
+    pub(crate) trace: Option<PathBuf>,
 
     /// Show progress on standard error: a moving line on a terminal (when results go elsewhere), else a line a second
     #[arg(long)]

@@ -9,6 +9,7 @@ use crate::pool::default_workers;
 use crate::sys;
 use std::fs::File;
 use std::os::fd::AsFd;
+use std::path::Path;
 use std::time::Duration;
 
 /// All that a run needs, known to be good.
@@ -24,6 +25,7 @@ pub(crate) struct Config {
     pub(crate) nice: Option<i32>,
     pub(crate) transport: TransportKind,
     pub(crate) stats: Option<StatsFile>,
+    pub(crate) trace: Option<StatsFile>,
     pub(crate) show_progress: bool,
 }
 
@@ -60,13 +62,13 @@ impl Config {
             }
             _ => standard(std::io::stdin()).map_err(|e| Fatal(format!("standard input: {}", plain_error(&e))))?,
         };
-        let stats = match &args.stats {
-            Some(path) => Some(
-                StatsFile::create(path)
-                    .map_err(|e| Fatal(format!("--stats: {}: {}", path.display(), plain_error(&e))))?,
-            ),
-            None => None,
-        };
+        let stats = open_report("--stats", args.stats.as_deref())?;
+        let trace = open_report("--trace", args.trace.as_deref())?;
+        if let (Some(stats), Some(trace)) = (&stats, &trace)
+            && stats.replaces_same(trace)
+        {
+            return Err(Fatal("--stats and --trace: one file cannot be both: give two names".into()));
+        }
         Ok(Self {
             handler: args.handler,
             workers,
@@ -78,6 +80,7 @@ impl Config {
             nice: args.nice,
             transport: args.transport,
             stats,
+            trace,
             show_progress: args.bar,
         })
     }
@@ -100,7 +103,14 @@ fn own_nice() -> Option<i32> {
     stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(16)?.parse().ok()
 }
 
-fn open_input(path: &std::path::Path) -> std::io::Result<File> {
+fn open_report(option: &str, path: Option<&Path>) -> Result<Option<StatsFile>, Fatal> {
+    let create = |path: &Path| {
+        StatsFile::create(path).map_err(|e| Fatal(format!("{option}: {}: {}", path.display(), plain_error(&e))))
+    };
+    path.map(create).transpose()
+}
+
+fn open_input(path: &Path) -> std::io::Result<File> {
     let file = File::open(path)?;
     if sys::retry_io("statx", || file.metadata())?.is_dir() {
         return Err(std::io::ErrorKind::IsADirectory.into());

@@ -1,7 +1,8 @@
 //! Floor 5: the `seqpool` command.
 //!
 //! Arguments as typed (`args`) become a checked configuration (`config`), which `run` carries out: records come from
-//! `input`, are jobs of `handlers` in the pool, and leave through `output` and `report`. `bench` measures the pool.
+//! `input`, are jobs of `handlers` in the pool, and leave through `output` and `report`; `trace` records them. `bench`
+//! measures the pool; `study` compares two kinds of server.
 //!
 //! The contract is one of exit codes and lines: see `report` for what standard error looks like. No thread is
 //! started before the pool has forked.
@@ -11,9 +12,12 @@ pub mod bench;
 mod config;
 mod handlers;
 mod input;
+mod machine;
 mod output;
 mod report;
 mod run;
+pub mod study;
+pub mod trace;
 
 use clap::Parser;
 use clap::error::{ContextKind, ErrorKind};
@@ -27,6 +31,7 @@ pub fn main() -> ExitCode {
             exit_code(config::Config::build(args).and_then(run::run))
         }
         Ok(args::Cli { command: args::Command::Bench(args) }) => exit_code(bench::run(args)),
+        Ok(args::Cli { command: args::Command::Study(args) }) => exit_code(study::run(args)),
         Err(error) => usage_error(error),
     };
     ExitCode::from(code)

@@ -9,7 +9,7 @@ use indicatif::{HumanCount, ProgressBar, ProgressDrawTarget, ProgressState, Prog
 use serde::Serialize;
 use std::fmt::Write as _;
 use std::fs::{File, OpenOptions};
-use std::io::{IsTerminal, Write as _};
+use std::io::{BufWriter, IsTerminal, Write as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -26,6 +26,9 @@ pub(crate) const EXIT_SIGNAL: u8 = 128;
 const PLAIN_PROGRESS_PERIOD: Duration = Duration::from_secs(1);
 /// How often progress is drawn on a terminal.
 const BAR_PERIOD: Duration = Duration::from_millis(100);
+
+/// How much of a file is written at once. Units: bytes.
+const WRITE_SIZE: usize = 64 << 10;
 
 /// Why the command cannot start or go on: exit code 2.
 #[derive(Debug)]
@@ -253,7 +256,8 @@ pub(crate) struct StatsJson {
     pub(crate) jobs_per_s: f64,
 }
 
-/// The file of `--stats`, and of `bench --json`: opened at the start, so that a bad path is known before any job runs, and complete or absent.
+/// The file of `--stats`, `--trace`, and of `bench` and `study`: opened at the start, so that a bad path is known before
+/// any job runs, and complete or absent.
 #[derive(Debug)]
 pub(crate) struct StatsFile {
     file: File,
@@ -284,16 +288,33 @@ impl StatsFile {
         Ok(Self { file, rename: Some((temporary, target)) })
     }
 
+    /// Whether the two would be put in the same place.
+    pub(crate) fn replaces_same(&self, other: &Self) -> bool {
+        self.rename.is_some() && self.rename == other.rename
+    }
+
     /// Writes the numbers and puts the file in its place.
-    pub(crate) fn write(mut self, stats: &impl Serialize) -> std::io::Result<()> {
-        let mut text = serde_json::to_vec(stats)?;
-        text.push(b'\n');
-        self.file.write_all(&text)?;
+    pub(crate) fn write(self, stats: &impl Serialize) -> std::io::Result<()> {
+        self.write_with(|file| {
+            serde_json::to_writer(&mut *file, stats)?;
+            file.write_all(b"\n")
+        })
+    }
+
+    /// Lets `write` write, however much, and puts the file in its place if that succeeds.
+    pub(crate) fn write_with<T>(
+        mut self,
+        write: impl FnOnce(&mut BufWriter<&File>) -> std::io::Result<T>,
+    ) -> std::io::Result<T> {
+        let mut buffered = BufWriter::with_capacity(WRITE_SIZE, &self.file);
+        let written = write(&mut buffered)?;
+        buffered.flush()?;
+        drop(buffered);
         if let Some((from, to)) = &self.rename {
             std::fs::rename(from, to)?;
             self.rename = None;
         }
-        Ok(())
+        Ok(written)
     }
 }
 

@@ -12,6 +12,7 @@ use super::report::{
     EXIT_DONE, EXIT_SIGNAL, EXIT_UNSUCCESSFUL, EXIT_USAGE, Fatal, Report, StatsFile, StatsJson, Tally, plain_error,
     print_lines,
 };
+use super::trace::{self, Recording, Written};
 use crate::order::Reorder;
 use crate::pool::Bulk;
 use crate::sys::{self, Interest, Linux, OsError, PollFd, SignalFd, SignalSet, Sys};
@@ -60,6 +61,13 @@ pub(crate) fn run(config: Config) -> Result<u8, Fatal> {
         builder = builder.nice(nice);
     }
     builder = builder.job_size_max(crate::limits::JOB_SIZE_MAX);
+    let origin_ns = Linux.now_ns();
+    let mut recording = None;
+    if config.trace.is_some() {
+        let (hook, found) = trace::record(trace::MARKS_MAX);
+        builder = builder.on_event(hook);
+        recording = Some(found);
+    }
     let pool = handlers::register(builder).spawn().map_err(|e| no_pool(&e))?;
     let Some(handler) = pool.handler_id(&config.handler) else {
         return Err(Fatal(format!("the pool does not know its handler '{}'", config.handler)));
@@ -71,6 +79,7 @@ pub(crate) fn run(config: Config) -> Result<u8, Fatal> {
         report: Report::new(config.show_progress),
         order: config.keep_order.then(|| Reorder::new(UNFINISHED_MAX, REORDER_SIZE_MAX)),
         tally: Tally::default(),
+        recording,
     };
     let mut run = Run {
         pool,
@@ -87,7 +96,17 @@ pub(crate) fn run(config: Config) -> Result<u8, Fatal> {
         has_trouble: false,
     };
     let end = run.work();
-    run.finish(end, config.stats, config.workers, started)
+    let files = Files { stats: config.stats, trace: config.trace, handler: config.handler, origin_ns };
+    run.finish(end, files, config.workers, started)
+}
+
+/// What is written when all is done, and what is said there of the run.
+struct Files {
+    stats: Option<StatsFile>,
+    trace: Option<StatsFile>,
+    handler: String,
+    /// When the run began. Units: nanoseconds of the monotonic clock.
+    origin_ns: u64,
 }
 
 /// Where results go.
@@ -97,6 +116,8 @@ struct Sink {
     report: Report,
     order: Option<Reorder>,
     tally: Tally,
+    /// Knows of jobs that are not done only what is told here.
+    recording: Option<Recording>,
 }
 
 impl Sink {
@@ -118,6 +139,9 @@ impl Sink {
         let body = match outcome {
             Outcome::Done(body) => Some(*body),
             _ => {
+                if let Some(recording) = &mut self.recording {
+                    recording.outcome(number, outcome);
+                }
                 self.report.unsuccessful(&mut self.streams, number, outcome);
                 None
             }
@@ -392,7 +416,7 @@ impl Run {
     }
 
     /// Ends the pool, writes what is left and says how it went.
-    fn finish(mut self, end: End, stats: Option<StatsFile>, workers: usize, started: Instant) -> Result<u8, Fatal> {
+    fn finish(mut self, end: End, files: Files, workers: usize, started: Instant) -> Result<u8, Fatal> {
         let Sink { streams, report, tally, .. } = &mut self.sink;
         report.finish_progress(streams, tally);
         if let End::PoolFailed(message) = &end {
@@ -407,13 +431,26 @@ impl Run {
             wall_s,
             jobs_per_s: if wall_s > 0.0 { self.sink.tally.jobs as f64 / wall_s } else { 0.0 },
         };
-        if let Some(Err(error)) = stats.map(|file| file.write(&numbers)) {
+        if let Some(Err(error)) = files.stats.map(|file| file.write(&numbers)) {
             self.sink.say(format_args!("--stats: {}", plain_error(&error)));
             self.has_trouble = true;
         }
         // The last results go out while the children end. They end before we do, however we do.
         self.sink.streams.flush();
         drop(self.pool);
+        if let (Some(file), Some(recording)) = (files.trace, self.sink.recording.take()) {
+            let title = format!("seqpool run {}", files.handler);
+            match file.write_with(|out| recording.write(out, &title, workers, files.origin_ns)) {
+                Ok(Written { dropped_steps: 0, .. }) => {}
+                Ok(Written { recorded_steps, dropped_steps }) => self.sink.say(format_args!(
+                    "--trace: the first {dropped_steps} of {recorded_steps} steps found no room; the file begins after them"
+                )),
+                Err(error) => {
+                    self.sink.say(format_args!("--trace: {}", plain_error(&error)));
+                    self.has_trouble = true;
+                }
+            }
+        }
 
         let signal = settle(&mut self.sink.streams, &self.signals, self.signal, self.is_killed)?;
         if let Some(error) = self.sink.streams.error() {

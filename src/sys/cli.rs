@@ -2,9 +2,9 @@
 //!
 //! # Source
 //! `setsid(2)`, `fcntl(2)` (`F_SETPIPE_SZ`), `pipe(7)`, `waitpid(2)`, `prctl(2)` (`PR_SET_TIMERSLACK`),
-//! `sched_setaffinity(2)`, `sigprocmask(2)`.
+//! `sched_setaffinity(2)`, `sigprocmask(2)`, `clock_nanosleep(2)`, `wait4(2)`, `getrusage(2)`.
 
-use super::{OsResult, Pid, retry_interrupted, retry_nix};
+use super::{Exit, OsError, OsResult, Pid, clock, retry_interrupted, retry_nix};
 use nix::sched::CpuSet;
 use nix::sys::signal as ns;
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -38,6 +38,46 @@ pub(crate) fn wait_for_child(pid: Pid) -> OsResult<()> {
         unsafe { libc::waitpid(pid, std::ptr::null_mut(), 0) as isize }
     })
     .map(drop)
+}
+
+/// How often a process gave up its core, and how often it was taken from it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct ContextSwitches {
+    pub(crate) voluntary: u64,
+    pub(crate) involuntary: u64,
+}
+
+/// As [`wait_for_child`]: how it ended, and its context switches.
+pub(crate) fn reap_child(pid: Pid) -> OsResult<(Exit, ContextSwitches)> {
+    let mut status = 0;
+    // SAFETY: rusage is plain data, for which all-zero is valid.
+    let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
+    retry_interrupted("wait4", || {
+        // SAFETY: `status` and `usage` are live and writable for the call.
+        unsafe { libc::wait4(pid, &mut status, 0, &mut usage) as isize }
+    })?;
+    let exit = if libc::WIFSIGNALED(status) {
+        Exit::Signal(libc::WTERMSIG(status))
+    } else {
+        Exit::Code(libc::WEXITSTATUS(status))
+    };
+    let switches = ContextSwitches { voluntary: usage.ru_nvcsw as u64, involuntary: usage.ru_nivcsw as u64 };
+    Ok((exit, switches))
+}
+
+/// Sleeps until an absolute time on the clock of [`Sys::now_ns`](super::Sys::now_ns); not at all when it has passed.
+pub(crate) fn sleep_until(deadline_ns: u64) -> OsResult<()> {
+    let deadline = clock::to_timespec(deadline_ns);
+    loop {
+        let flags = libc::TIMER_ABSTIME;
+        // SAFETY: `deadline` is live for the call; an absolute sleep leaves no rest, so null is allowed.
+        let errno = unsafe { libc::clock_nanosleep(libc::CLOCK_MONOTONIC, flags, &deadline, std::ptr::null_mut()) };
+        match errno {
+            0 => return Ok(()),
+            libc::EINTR => {}
+            errno => return Err(OsError { call: "clock_nanosleep", errno }),
+        }
+    }
 }
 
 /// How late this process's sleeps may end so that they can share a wake-up; forked children inherit it. The kernel's

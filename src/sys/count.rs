@@ -111,6 +111,7 @@ counted! {
     Timerfd timerfd() -> OsResult<OwnedFd>;
     TimerfdSet timerfd_set(fd: BorrowedFd<'_>, deadline_ns: Option<u64>) -> OsResult<()>;
     Socketpair socketpair() -> OsResult<(OwnedFd, OwnedFd)>;
+    Accept accept(listener: BorrowedFd<'_>) -> OsResult<Option<OwnedFd>>;
     SetSendBuffer set_send_buffer(fd: BorrowedFd<'_>, size: usize) -> OsResult<()>;
     PacketSizeMax packet_size_max(fd: BorrowedFd<'_>) -> OsResult<usize>;
     SetSocketTimeouts set_socket_timeouts(fd: BorrowedFd<'_>, timeout_ns: u64) -> OsResult<()>;

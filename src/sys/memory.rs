@@ -116,7 +116,7 @@ impl Drop for Mapping {
 
 /// Zeroed counters in memory that every process forked from now on shares.
 #[derive(Debug)]
-pub(super) struct SharedCounters {
+pub(crate) struct SharedCounters {
     base: NonNull<AtomicU64>,
     count: usize,
 }
@@ -127,7 +127,7 @@ unsafe impl Send for SharedCounters {}
 unsafe impl Sync for SharedCounters {}
 
 impl SharedCounters {
-    pub(super) fn new(count: usize) -> OsResult<Self> {
+    pub(crate) fn new(count: usize) -> OsResult<Self> {
         let (prot, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED | libc::MAP_ANONYMOUS);
         // SAFETY: a new range at an address of the kernel's choice: nothing existing is touched.
         let base = unsafe { libc::mmap(std::ptr::null_mut(), count * size_of::<AtomicU64>(), prot, flags, -1, 0) };
@@ -138,7 +138,7 @@ impl SharedCounters {
         Ok(Self { base, count })
     }
 
-    pub(super) fn words(&self) -> &[AtomicU64] {
+    pub(crate) fn words(&self) -> &[AtomicU64] {
         // SAFETY: mapped for `count` words until `drop`, page-aligned, zeroed by the kernel, and accessed as atomics only.
         unsafe { std::slice::from_raw_parts(self.base.as_ptr(), self.count) }
     }

@@ -46,10 +46,14 @@ pub use strike::Strike;
 
 #[cfg(feature = "cli")]
 pub(crate) use cli::*;
+#[cfg(feature = "cli")]
+pub(crate) use memory::SharedCounters;
 pub(crate) use process::*;
 #[cfg(feature = "cli")]
 pub(crate) use signal::{block_all, die_by_signal, raise_default};
 pub(crate) use signal::{reset_signals, signal_name};
+#[cfg(feature = "cli")]
+pub(crate) use socket::{ListenerAddress, connect, listen};
 pub(crate) use stdio::*;
 
 /// A system call that failed: which one, and the kernel's reason.
@@ -204,6 +208,11 @@ pub trait Sys: Clone + Send + 'static {
     /// A connected pair of `SOCK_SEQPACKET` Unix sockets.
     fn socketpair(&self) -> OsResult<(OwnedFd, OwnedFd)> {
         socket::pair()
+    }
+
+    /// The connection that has waited longest at a listening socket. `None`: none has, and the socket is non-blocking.
+    fn accept(&self, listener: BorrowedFd<'_>) -> OsResult<Option<OwnedFd>> {
+        socket::accept(listener)
     }
 
     /// Asks for a send buffer of `size` bytes; the kernel may give less (`net.core.wmem_max`).

@@ -1,7 +1,7 @@
 //! `SOCK_SEQPACKET` Unix sockets: whole packets, with descriptors where asked for.
 //!
 //! # Source
-//! `unix(7)`, `sendmsg(2)`, `recvmsg(2)`, `cmsg(3)`.
+//! `unix(7)`, `sendmsg(2)`, `recvmsg(2)`, `cmsg(3)`, `accept(2)`.
 
 use super::{OsResult, Received, Sent, Wait, retry_interrupted, retry_nix};
 use nix::sys::socket as ns;
@@ -18,6 +18,52 @@ pub(super) fn pair() -> OsResult<(OwnedFd, OwnedFd)> {
     retry_nix("socketpair", || {
         ns::socketpair(ns::AddressFamily::Unix, ns::SockType::SeqPacket, None, ns::SockFlag::SOCK_CLOEXEC)
     })
+}
+
+/// Where a listening socket can be reached.
+#[cfg(feature = "cli")]
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ListenerAddress(ns::UnixAddr);
+
+/// A listening `SOCK_SEQPACKET` socket at an abstract address of the kernel's choice, which no file stands for and which
+/// goes when the last copy of the socket does. At most `backlog` connections wait in it, and further ones outside.
+/// [`Wait::Never`]: it is non-blocking.
+#[cfg(feature = "cli")]
+pub(crate) fn listen(backlog: usize, wait: Wait) -> OsResult<(OwnedFd, ListenerAddress)> {
+    let mut flags = ns::SockFlag::SOCK_CLOEXEC;
+    flags.set(ns::SockFlag::SOCK_NONBLOCK, wait == Wait::Never);
+    let socket = retry_nix("socket", || ns::socket(ns::AddressFamily::Unix, ns::SockType::SeqPacket, flags, None))?;
+    // An address without a name is replaced by a free abstract one, `unix(7)`: autobind.
+    retry_nix("bind", || ns::bind(socket.as_raw_fd(), &ns::UnixAddr::new_unnamed()))?;
+    let address = retry_nix("getsockname", || ns::getsockname::<ns::UnixAddr>(socket.as_raw_fd()))?;
+    let backlog = i32::try_from(backlog).unwrap_or(i32::MAX);
+    retry_nix("listen", || ns::listen(&socket, ns::Backlog::new(backlog)?))?;
+    Ok((socket, ListenerAddress(address)))
+}
+
+/// A connection to a listening socket. Sleeps while too many others wait there; not until it is accepted.
+#[cfg(feature = "cli")]
+pub(crate) fn connect(to: &ListenerAddress) -> OsResult<OwnedFd> {
+    let flags = ns::SockFlag::SOCK_CLOEXEC;
+    let socket = retry_nix("socket", || ns::socket(ns::AddressFamily::Unix, ns::SockType::SeqPacket, flags, None))?;
+    retry_nix("connect", || ns::connect(socket.as_raw_fd(), &to.0))?;
+    Ok(socket)
+}
+
+pub(super) fn accept(listener: BorrowedFd<'_>) -> OsResult<Option<OwnedFd>> {
+    let fd = retry_interrupted("accept4", || {
+        // SAFETY: accept(2) allows a null address and then ignores its size.
+        let fd = unsafe {
+            libc::accept4(listener.as_raw_fd(), std::ptr::null_mut(), std::ptr::null_mut(), libc::SOCK_CLOEXEC)
+        };
+        fd as isize
+    });
+    match fd {
+        // SAFETY: the kernel just returned this descriptor to us and nobody else knows it.
+        Ok(fd) => Ok(Some(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })),
+        Err(error) if error.errno == libc::EAGAIN => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 pub(super) fn set_send_buffer(fd: BorrowedFd<'_>, size: usize) -> OsResult<()> {

@@ -4,11 +4,13 @@
 //! are laid out so that they never wait: all jobs are placed and sent in one, all results have come before the other.
 
 use seqpool::claim::{Claim, ClaimWord, FrameId};
+use seqpool::cli::trace;
 use seqpool::frame::{self, Frames, Header, Kind};
 use seqpool::limits::PACK_SIZE_MAX;
+use seqpool::pool::Event;
 use seqpool::ring::{ByteRing, RingMemory};
 use seqpool::sys::{EventBuffer, Linux, OsResult, Pid, PollFd, Sharing, Sys};
-use seqpool::{Job, Outcome, Pool};
+use seqpool::{Builder, Job, Outcome, Pool};
 use std::hint::black_box;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
@@ -38,6 +40,8 @@ const FRAMES: usize = PACK_SIZE_MAX / FRAME_SIZE;
 /// Jobs that are submitted and delivered together: they fit one slot, and their results fit its socket.
 const ROUND_JOBS: u32 = 1_500;
 const ROUNDS: u32 = 20;
+/// Steps of a job that is never taken back.
+const STEPS: u32 = 7;
 
 /// Every driver.
 pub const ALL: &[Driver] = &[
@@ -64,18 +68,31 @@ pub const ALL: &[Driver] = &[
         let word = ClaimWord::new(first);
         assert_eq!(phase_claim(n, &word, first), n);
     }),
-    phase!("host.submit", phase_submit, ROUNDS * ROUND_JOBS, rounds),
-    phase!("host.deliver", phase_deliver, ROUNDS * ROUND_JOBS, rounds),
-    Driver::Whole { name: "bulk", fewer: 20_000, more: 220_000, run: bulk },
+    phase!("host.submit", phase_submit, ROUNDS * ROUND_JOBS, |n| rounds(pool(|b| b), n)),
+    phase!("host.deliver", phase_deliver, ROUNDS * ROUND_JOBS, |n| rounds(pool(|b| b), n)),
+    phase!("trace.record", phase_record, ROUNDS * ROUND_JOBS * STEPS, |n| {
+        let (mut hook, _recording) = trace::record(trace::MARKS_MAX);
+        rounds(pool(|b| b.on_event(move |event| phase_record(&mut hook, event))), n / STEPS);
+    }),
+    Driver::Whole { name: "bulk", fewer: 20_000, more: 220_000, run: |n| bulk(pool(|b| b), n) },
+    Driver::Whole {
+        name: "recorded",
+        fewer: 20_000,
+        more: 220_000,
+        run: |n| {
+            let (hook, _recording) = trace::record(trace::MARKS_MAX);
+            bulk(pool(|b| b.on_event(hook)), n);
+        },
+    },
 ];
 
 /// By how much a path may differ from its record: well above the spread of seven runs, some beside three busy loops.
 pub fn tolerance(path: &str) -> f64 {
     match path {
         // One process that waits for nobody: no spread at all.
-        _ if ["frame.", "ring.", "claim."].iter().any(|prefix| path.starts_with(prefix)) => 0.01,
+        _ if ["frame.", "ring.", "claim.", "trace."].iter().any(|prefix| path.starts_with(prefix)) => 0.01,
         // Packets are the larger the longer they wait. Spread: 0.3 %.
-        _ if path.ends_with(".bulk") => 0.03,
+        _ if path.ends_with(".bulk") || path.ends_with(".recorded") => 0.03,
         // Few jobs, so that one wait more or less is seen. Spread: 4.5 %.
         _ => 0.10,
     }
@@ -190,7 +207,7 @@ impl Sys for Slowed {
 
 /// A pool of one worker, which has said hello; more would share the jobs as it happens. It is never dropped: that would
 /// wait for a descriptor that never becomes readable here. The nursery ends when its host has.
-fn pool() -> &'static mut Pool<Slowed> {
+fn pool(adapt: impl FnOnce(Builder) -> Builder) -> &'static mut Pool<Slowed> {
     let upper = |request: &seqpool::Request<'_>, reply: &mut seqpool::Reply<'_>| {
         let room = reply.extend_by(request.body().len());
         for (to, from) in room.iter_mut().zip(request.body()) {
@@ -204,7 +221,7 @@ fn pool() -> &'static mut Pool<Slowed> {
         // SAFETY: `_exit(2)` touches no memory of ours.
         unsafe { libc::_exit(0) }
     });
-    let mut pool = pool.spawn_with(Slowed { start_ns: Linux.now_ns() }).expect("a pool");
+    let mut pool = adapt(pool).spawn_with(Slowed { start_ns: Linux.now_ns() }).expect("a pool");
     assert!(pool.wait_ready(Duration::from_secs(60)).expect("a pool"), "the worker says hello");
     let (nursery, workers) = pool.processes();
     println!("nursery={} worker={}", nursery.expect("a nursery"), workers[0]);
@@ -216,8 +233,7 @@ fn is_right(outcome: &Outcome<&[u8]>) -> bool {
 }
 
 /// Jobs in rounds: submit a few, let the worker do them all, deliver them.
-fn rounds(jobs: u32) {
-    let pool = pool();
+fn rounds(pool: &mut Pool<Slowed>, jobs: u32) {
     let mut right = 0;
     for _ in 0..jobs / ROUND_JOBS {
         phase_submit(pool);
@@ -246,8 +262,12 @@ fn phase_deliver(pool: &mut Pool<Slowed>) -> u32 {
     right
 }
 
-fn bulk(jobs: u32) {
-    let pool = pool();
+#[inline(never)]
+fn phase_record(hook: &mut dyn FnMut(&Event), event: &Event) {
+    hook(event);
+}
+
+fn bulk(pool: &mut Pool<Slowed>, jobs: u32) {
     let mut right = 0;
     pool.for_each("upper", (0..jobs).map(|_| &BODY), |done, _| right += u32::from(is_right(&done.outcome)))
         .expect("a pool");

@@ -10,7 +10,6 @@
 //! This process has one thread throughout: it forks.
 
 pub mod bare;
-mod machine;
 mod measures;
 mod report;
 mod rss;
@@ -18,10 +17,10 @@ mod uneven;
 
 use super::args::BenchArgs;
 use super::handlers;
+use super::machine::Machine;
 use super::report::{EXIT_DONE, EXIT_USAGE, Fatal, StatsFile, plain_error, print_lines};
 use crate::sys::{self, OsResult, SignalsBlocked};
 use crate::{Pool, TransportKind};
-use machine::Machine;
 use report::{Progress, Results, Row};
 use std::fmt::Display;
 use std::io::{ErrorKind, Write};

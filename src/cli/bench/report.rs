@@ -2,8 +2,8 @@
 
 use super::Summary;
 use super::WORKERS;
-use super::machine::Machine;
 use crate::TransportKind;
+use crate::cli::machine::Machine;
 use crate::cli::report::print_lines;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
@@ -129,18 +129,7 @@ pub(super) fn table(results: &Results, rounds: u32) -> String {
     let machine = &results.machine;
     let mut text = String::new();
     // Writing to a string cannot fail.
-    let _ = writeln!(
-        text,
-        "{}, {} of {} cores, {} MiB, Linux {}, load {:.1}, seqpool {}{}",
-        if machine.cpu.is_empty() { machine.arch } else { &machine.cpu },
-        machine.usable,
-        machine.cores,
-        machine.memory_mib,
-        machine.kernel,
-        machine.load,
-        machine.seqpool,
-        if machine.optimized { "" } else { ", NOT OPTIMIZED" },
-    );
+    let _ = writeln!(text, "{machine}");
     let _ = writeln!(
         text,
         "{WORKERS} workers; median (least … greatest) of {rounds}, in turn with its limit; ratio = value / limit; \

@@ -7,10 +7,10 @@
 //! mapping through which it was touched.
 
 use super::bare::Peer;
-use super::machine::kib;
 use super::measures::{PAYLOAD, is_packing, upper_all};
 use super::report::{Better, Row, Subject};
 use super::{Bench, failed, limit, ready_pool, summary};
+use crate::cli::machine::kib;
 use crate::cli::report::Fatal;
 use crate::sys;
 use crate::{Job, Outcome, Pool, TransportKind};

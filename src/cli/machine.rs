@@ -5,28 +5,28 @@ use serde::Serialize;
 
 /// The machine as the kernel describes it. What cannot be read is empty or 0.
 #[derive(Debug, Serialize)]
-pub(super) struct Machine {
+pub(crate) struct Machine {
     /// The processor's name.
-    pub(super) cpu: String,
+    pub(crate) cpu: String,
     /// CPUs that are online.
-    pub(super) cores: usize,
+    pub(crate) cores: usize,
     /// CPUs that this process may use, by affinity and cgroup quota.
-    pub(super) usable: usize,
+    pub(crate) usable: usize,
     /// The CPUs of `--pin`.
-    pub(super) pinned: Option<Vec<usize>>,
-    pub(super) kernel: String,
-    pub(super) arch: &'static str,
-    pub(super) memory_mib: u64,
+    pub(crate) pinned: Option<Vec<usize>>,
+    pub(crate) kernel: String,
+    pub(crate) arch: &'static str,
+    pub(crate) memory_mib: u64,
     /// Processes that ran or wanted to, on the average of the minute before the measurements.
-    pub(super) load: f64,
+    pub(crate) load: f64,
     /// Version of this program.
-    pub(super) seqpool: &'static str,
+    pub(crate) seqpool: &'static str,
     /// Whether the compiler optimized this program. Figures of one that is not say little.
-    pub(super) optimized: bool,
+    pub(crate) optimized: bool,
 }
 
 impl Machine {
-    pub(super) fn of_this_process(pinned: Option<Vec<usize>>) -> Self {
+    pub(crate) fn of_this_process(pinned: Option<Vec<usize>>) -> Self {
         let read = |path| std::fs::read_to_string(path).unwrap_or_default();
         let cpuinfo = read("/proc/cpuinfo");
         let load = read("/proc/loadavg").split_ascii_whitespace().next().and_then(|n| n.parse().ok()).unwrap_or(0.0);
@@ -46,6 +46,24 @@ impl Machine {
     }
 }
 
+/// One line for people.
+impl std::fmt::Display for Machine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "{}, {} of {} cores, {} MiB, Linux {}, load {:.1}, seqpool {}{}",
+            if self.cpu.is_empty() { self.arch } else { &self.cpu },
+            self.usable,
+            self.cores,
+            self.memory_mib,
+            self.kernel,
+            self.load,
+            self.seqpool,
+            if self.optimized { "" } else { ", NOT OPTIMIZED" },
+        )
+    }
+}
+
 /// The value of the first line `name: value`, as in many files of `proc(5)`.
 fn field<'t>(text: &'t str, name: &str) -> Option<&'t str> {
     text.lines().find_map(|line| {
@@ -55,7 +73,7 @@ fn field<'t>(text: &'t str, name: &str) -> Option<&'t str> {
 }
 
 /// A value in kB, which `proc(5)` means as KiB; 0 when there is none.
-pub(super) fn kib(text: &str, name: &str) -> u64 {
+pub(crate) fn kib(text: &str, name: &str) -> u64 {
     field(text, name).and_then(|value| value.strip_suffix("kB")?.trim().parse().ok()).unwrap_or(0)
 }
 

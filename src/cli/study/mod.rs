@@ -1,0 +1,241 @@
+//! `seqpool study`: a blocking server beside a non-blocking one, predicted, measured and drawn.
+//!
+//! A `plan` says what a run does. The `model` predicts its `timeline`. `servers` carries it out with real processes: one
+//! serves (`serve`), the others compute (`peer`), they exchange frames (`message`) over real sockets, and what the server
+//! records becomes a timeline too (`record`). All that is shown (`diagram`, `picture`, `report`) is drawn from timelines, so
+//! that prediction and measurement are treated alike.
+//!
+//! This process has one thread throughout: it forks.
+
+mod diagram;
+mod message;
+mod model;
+mod peer;
+mod picture;
+mod plan;
+mod processes;
+mod record;
+mod report;
+mod serve;
+mod servers;
+mod sweep;
+mod timeline;
+pub mod trial;
+
+use super::args::{ComputeKind, StudyArgs, SupplyKind, TransferKind};
+use super::machine::Machine;
+use super::report::{EXIT_DONE, EXIT_USAGE, Fatal, StatsFile, plain_error, print_lines};
+use crate::sys::{self, SignalsBlocked};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use plan::{Compute, Plan, Server, Supply, Transfer};
+use servers::Measured;
+use std::io::{ErrorKind, IsTerminal, Write};
+use std::num::NonZeroU32;
+use std::path::Path;
+use std::time::Duration;
+use timeline::Timeline;
+
+const SIGPIPE: i32 = 13;
+/// Longest time of a job or of a message: a run must end while somebody waits.
+const DURATION_MAX: Duration = Duration::from_secs(1);
+/// Shortest time of a part of a message: below this what is measured is the machine, not the servers.
+const PART_MIN: Duration = Duration::from_micros(20);
+
+/// How long workers compute.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Scenario {
+    /// All the same time.
+    Synchronized,
+    /// One and a half times, once, and half of it.
+    Unsynchronized,
+}
+
+impl Scenario {
+    const ALL: [Scenario; 2] = [Scenario::Synchronized, Scenario::Unsynchronized];
+
+    fn name(self) -> &'static str {
+        match self {
+            Scenario::Synchronized => "synchronized",
+            Scenario::Unsynchronized => "unsynchronized",
+        }
+    }
+
+    fn compute_ns(self, workers: u16, job: Duration) -> Vec<u64> {
+        let job_ns = job.as_nanos() as u64;
+        let of = |worker: u16| match (self, worker % 3) {
+            (Scenario::Unsynchronized, 0) => job_ns * 3 / 2,
+            (Scenario::Unsynchronized, 2) => job_ns / 2,
+            _ => job_ns,
+        };
+        (0..workers).map(of).collect()
+    }
+}
+
+/// One run: predicted once, measured as often as asked.
+struct Run {
+    scenario: Scenario,
+    plan: Plan,
+    predicted: Timeline,
+    measured: Vec<Measured>,
+}
+
+impl Run {
+    fn new(scenario: Scenario, plan: Plan) -> Self {
+        let predicted = model::predict(&plan);
+        Self { scenario, plan, predicted, measured: Vec::new() }
+    }
+
+    /// The measurement of the median makespan. The median of an even number is the upper one.
+    fn median(&self) -> &Measured {
+        let mut by_makespan: Vec<&Measured> = self.measured.iter().collect();
+        by_makespan.sort_by_key(|m| m.timeline.makespan_ns);
+        by_makespan[by_makespan.len() / 2]
+    }
+}
+
+/// Every run that these arguments ask for, in the order in which they are shown. The original's drawings come first.
+fn runs(args: &StudyArgs) -> Result<Vec<Run>, Fatal> {
+    let within = |name: &str, value: Duration, min: Duration| match value {
+        v if v < min => Err(Fatal(format!("--{name}: {v:?} is too short: at least {min:?}"))),
+        v if v > DURATION_MAX => Err(Fatal(format!("--{name}: {v:?} is too long: at most {DURATION_MAX:?}"))),
+        _ => Ok(()),
+    };
+    within("message", args.message, PART_MIN * args.parts)?;
+    within("job", args.job, Duration::ZERO)?;
+    let transfers = match args.transfer {
+        None => vec![Transfer::Cpu, Transfer::Wait],
+        Some(TransferKind::Cpu) => vec![Transfer::Cpu],
+        Some(TransferKind::Wait) => vec![Transfer::Wait],
+    };
+    let budget = NonZeroU32::new(args.budget);
+    let servers = [
+        Server::Blocking,
+        Server::Nonblocking { parts_per_turn: budget },
+        // Reads each socket until it would block, as is usual.
+        Server::Nonblocking { parts_per_turn: None },
+    ];
+    let mut runs = Vec::new();
+    for transfer in transfers {
+        for scenario in Scenario::ALL {
+            for server in servers {
+                let plan = Plan {
+                    server,
+                    transfer,
+                    supply: match args.supply {
+                        SupplyKind::Rounds => Supply::Rounds,
+                        SupplyKind::Queue => Supply::Queue,
+                    },
+                    compute: match args.compute {
+                        ComputeKind::Sleep => Compute::Sleep,
+                        ComputeKind::Spin => Compute::Spin,
+                    },
+                    compute_ns: scenario.compute_ns(args.workers, args.job),
+                    message_ns: args.message.as_nanos() as u64,
+                    parts: args.parts,
+                    rounds: args.rounds,
+                };
+                runs.push(Run::new(scenario, plan));
+            }
+        }
+    }
+    Ok(runs)
+}
+
+/// Opens a file for `then`, which no signal interrupts: a temporary file must not stay behind.
+fn with_file(option: &str, path: &Path, then: impl FnOnce(StatsFile) -> std::io::Result<()>) -> Result<(), Fatal> {
+    let fatal = |e: std::io::Error| Fatal(format!("--{option}: {}: {}", path.display(), plain_error(&e)));
+    let _blocked = SignalsBlocked::new().map_err(|e| fatal(e.into()))?;
+    StatsFile::create(path).and_then(then).map_err(fatal)
+}
+
+/// Runs the study. The exit code.
+pub(super) fn run(args: StudyArgs) -> Result<u8, Fatal> {
+    let mut runs = runs(&args)?;
+    let files = [
+        ("svg", &args.svg),
+        ("html", &args.html),
+        ("json", &args.json),
+        ("perfetto", &args.perfetto),
+        ("sweep", &args.sweep),
+    ];
+    for (option, path) in files {
+        if let Some(path) = path {
+            // So that a bad path is known before anything is measured.
+            with_file(option, path, |file| {
+                drop(file);
+                Ok(())
+            })?;
+        }
+    }
+    let machine = Machine::of_this_process(None);
+    measure(&mut runs, args.repeat)?;
+    let points = match (&args.sweep, runs.first()) {
+        (Some(_), Some(run)) => sweep::predict(&run.plan, args.job, NonZeroU32::new(args.budget)),
+        _ => Vec::new(),
+    };
+    let mut text = report::text(&machine, &runs, args.repeat);
+    text.push_str(&sweep::text(&points));
+    let chart = || report::chart(&machine, &runs, &points);
+    // What was measured is shown even if a file cannot be written after all.
+    let written = files.iter().try_for_each(|(option, path)| match path {
+        None => Ok(()),
+        Some(path) => with_file(option, path, |file| match *option {
+            "json" => file.write(&report::json(&machine, &runs, &points)),
+            "svg" => file.write_with(|file| file.write_all(picture::svg(&chart()).as_bytes())),
+            "sweep" => file.write_with(|file| file.write_all(picture::svg_sweep(&points).as_bytes())),
+            "html" => file.write_with(|file| file.write_all(picture::html(&chart()).as_bytes())),
+            _ => file.write_with(|file| picture::perfetto(&chart(), file)),
+        }),
+    });
+    let mut stdout = std::io::stdout().lock();
+    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+        Ok(()) => {}
+        Err(e) if e.kind() == ErrorKind::BrokenPipe && written.is_ok() => sys::die_by_signal(SIGPIPE),
+        Err(e) => {
+            print_lines(&format!("standard output: {}", plain_error(&e)));
+            return written.map(|()| EXIT_USAGE);
+        }
+    }
+    written.map(|()| EXIT_DONE)
+}
+
+/// Measures all runs in turn, as often as asked, so that a change of the machine's mood meets all alike.
+fn measure(runs: &mut [Run], repeat: u32) -> Result<(), Fatal> {
+    let steps = u64::from(repeat) * runs.len() as u64;
+    // Drawn only when told to: a ticking thread would forbid the forks.
+    let bar = std::io::stderr().is_terminal().then(|| {
+        let bar = ProgressBar::with_draw_target(Some(steps), ProgressDrawTarget::stderr());
+        if let Ok(style) = ProgressStyle::with_template("seqpool: {bar:24} {pos}/{len}  {elapsed_precise}  {msg}") {
+            bar.set_style(style);
+        }
+        bar
+    });
+    if bar.is_none() {
+        print_lines(&format!("measuring {} runs {repeat} times", runs.len()));
+    }
+    for round in 0..repeat {
+        for run in &mut *runs {
+            let name = report::name(run.scenario, &run.plan);
+            if let Some(bar) = &bar {
+                bar.set_message(name.clone());
+                bar.tick();
+            }
+            let jobs = run.plan.jobs();
+            let measured = servers::measure(&run.plan, &mut |done| {
+                if let Some(bar) = &bar {
+                    bar.set_message(format!("{name}: {done} of {jobs} jobs, round {} of {repeat}", round + 1));
+                    bar.tick();
+                }
+            })
+            .map_err(|e| Fatal(format!("study: {name}: {e}")))?;
+            run.measured.push(measured);
+            if let Some(bar) = &bar {
+                bar.inc(1);
+            }
+        }
+    }
+    if let Some(bar) = bar {
+        bar.finish_and_clear();
+    }
+    Ok(())
+}

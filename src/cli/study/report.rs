@@ -1,0 +1,372 @@
+//! What the study says: text for people, JSON for programs, and what the pictures are drawn from.
+
+use super::diagram;
+use super::picture::{self, Chart, Figure, SweepPoint, window_ns};
+use super::plan::{Plan, Server, Supply, Transfer};
+use super::servers::Measured;
+use super::timeline::{Activity, Lane, Timeline};
+use super::{Run, Scenario};
+use crate::cli::machine::Machine;
+use serde::Serialize;
+use std::fmt::Write;
+
+/// A measurement further from its prediction than this is explained.
+const TOLERANCE: f64 = 0.15;
+/// What a run's picture shows: so many rounds of the longest, by the prediction.
+const ROUNDS_SHOWN: usize = 2;
+/// Makespans this close are called the same.
+const SAME: f64 = 0.02;
+
+/// What a run is called wherever it is named.
+pub(super) fn name(scenario: Scenario, plan: &Plan) -> String {
+    format!("{}, {}, {}", transfer_name(plan.transfer), scenario.name(), server_name(plan.server))
+}
+
+fn transfer_name(transfer: Transfer) -> &'static str {
+    match transfer {
+        Transfer::Cpu => "cpu",
+        Transfer::Wait => "wait",
+    }
+}
+
+fn server_name(server: Server) -> String {
+    match server {
+        Server::Blocking => "blocking".to_owned(),
+        Server::Nonblocking { parts_per_turn: Some(parts) } => format!("non-blocking, {parts} a turn"),
+        Server::Nonblocking { parts_per_turn: None } => "non-blocking, until would-block".to_owned(),
+    }
+}
+
+fn supply(plan: &Plan) -> String {
+    match plan.supply {
+        Supply::Rounds => format!("{} jobs each", plan.rounds),
+        Supply::Queue => format!("{} jobs from one queue", plan.jobs()),
+    }
+}
+
+/// Milliseconds.
+fn ms(ns: u64) -> f64 {
+    ns as f64 / 1e6
+}
+
+impl Run {
+    fn name(&self) -> String {
+        name(self.scenario, &self.plan)
+    }
+
+    /// Predicted and measured makespan. Units: milliseconds.
+    fn makespans_ms(&self) -> (f64, f64) {
+        (ms(self.predicted.makespan_ns), ms(self.median().timeline.makespan_ns))
+    }
+
+    /// The end of what is drawn. Units: nanoseconds.
+    fn shown_ns(&self) -> u64 {
+        window_ns(ROUNDS_SHOWN, &self.predicted, &self.median().timeline)
+    }
+
+    fn column_ns(&self) -> u64 {
+        self.plan.part_end_ns(0).max(1)
+    }
+
+    /// Why a measurement is far from its prediction, with the evidence. `None`: it is not.
+    fn cause(&self, machine: &Machine) -> Option<String> {
+        let (predicted, measured) = self.makespans_ms();
+        let off = measured / predicted - 1.0;
+        if off.abs() <= TOLERANCE {
+            return None;
+        }
+        let m = self.median();
+        let waits = longest(&m.timeline);
+        let best = self.measured.iter().map(|m| ms(m.timeline.makespan_ns)).fold(f64::INFINITY, f64::min);
+        Some(format!(
+            "{:+.0} % off; the best of {} took {best:.1} ms; the longest part took {waits:.2} ms where {:.2} ms were asked for; \
+             the server lost its core {} times and the workers {} times; {} workers and a server on {} cores at load {:.1}",
+            off * 100.0,
+            self.measured.len(),
+            ms(self.column_ns()),
+            m.server_switches.involuntary,
+            m.worker_switches.involuntary,
+            self.plan.workers(),
+            machine.usable,
+            machine.load,
+        ))
+    }
+}
+
+/// The longest part of a message. Units: milliseconds.
+fn longest(timeline: &Timeline) -> f64 {
+    let parts = timeline.spans.iter().filter(|s| matches!(s.activity, Activity::Read | Activity::Write));
+    ms(parts.map(super::timeline::Span::duration_ns).max().unwrap_or(0))
+}
+
+/// Everything for people.
+pub(super) fn text(machine: &Machine, runs: &[Run], repeat: u32) -> String {
+    let mut text = String::new();
+    // Writing to a string cannot fail.
+    let _ = writeln!(text, "{machine}");
+    if let Some(run) = runs.first() {
+        let plan = &run.plan;
+        let _ = writeln!(
+            text,
+            "{} workers, {}; a message takes {} ms by itself, in {} parts; measured: the median of {repeat}, in turn\n\
+             r, w: the server reads a result, writes a job; . waits in vain, + waits and the server is free for other work",
+            plan.workers(),
+            supply(plan),
+            ms(plan.message_ns),
+            plan.parts,
+        );
+    }
+    for run in runs {
+        let _ = writeln!(text, "\n{}", run.name());
+        let (server, column, end) = (run.plan.server, run.column_ns(), run.shown_ns());
+        let measured = &run.median().timeline;
+        for (what, timeline) in [("predicted", &run.predicted), ("measured", measured)] {
+            let _ = write!(text, "{what}\n{}", diagram::render(timeline, server, column, end));
+        }
+        let heads = figure("", "predicted", "measured");
+        for Figure { label, predicted, measured } in [heads].into_iter().chain(figures(run)) {
+            let _ = writeln!(text, "{label:<28}{predicted:>14}{measured:>20}");
+        }
+        if let Some(cause) = run.cause(machine) {
+            let _ = writeln!(text, "cause: {cause}");
+        }
+    }
+    let _ = writeln!(text, "\nWhat follows");
+    for sentence in sentences(runs) {
+        let _ = writeln!(text, "- {sentence}");
+    }
+    text
+}
+
+fn figure(label: &str, predicted: &str, measured: &str) -> Figure {
+    Figure { label: label.to_owned(), predicted: predicted.to_owned(), measured: measured.to_owned() }
+}
+
+/// The table of a run.
+fn figures(run: &Run) -> Vec<Figure> {
+    let m = run.median();
+    let (predicted, measured) = (&run.predicted, &m.timeline);
+    let both = |label: &str, of: &dyn Fn(&Timeline) -> String| figure(label, &of(predicted), &of(measured));
+    // The model says nothing about these.
+    let only = |label: &str, measured: String| figure(label, "", &measured);
+    let mut figures = vec![
+        both("makespan", &|t| format!("{:.2} ms", ms(t.makespan_ns))),
+        both("a round", &|t| format!("{:.2} ms", ms(t.makespan_ns) / f64::from(run.plan.rounds))),
+    ];
+    for (label, activity) in
+        [("server busy", Activity::Busy), ("server blocked", Activity::Blocked), ("server free", Activity::Free)]
+    {
+        figures.push(both(label, &|t| format!("{:.1} %", 100.0 * t.server_share(activity))));
+    }
+    for worker in 0..run.plan.workers() {
+        let lane = Lane::Worker(worker as u16);
+        let label = format!("worker {} waits", worker + 1);
+        figures.push(both(&label, &|t| format!("{:.2} ms", ms(t.total_ns(lane, Activity::Wait)))));
+    }
+    figures
+        .push(both("jobs a second", &|t| format!("{:.0}", run.plan.jobs() as f64 * 1e9 / t.makespan_ns.max(1) as f64)));
+    let per_job = |n: u64| format!("{n} ({:.1} a job)", n as f64 / run.plan.jobs().max(1) as f64);
+    figures.push(only("system calls, server", per_job(m.system_calls)));
+    let switches = |s: crate::sys::ContextSwitches| format!("{} + {}", s.voluntary, s.involuntary);
+    figures.push(only("context switches, server", switches(m.server_switches)));
+    figures.push(only("  the same, workers", switches(m.worker_switches)));
+    figures
+}
+
+/// What the runs show, in words, from their figures. All compare runs of the same transfer and scenario.
+pub(super) fn sentences(runs: &[Run]) -> Vec<String> {
+    let mut sentences = Vec::new();
+    for transfer in [Transfer::Cpu, Transfer::Wait] {
+        for scenario in Scenario::ALL {
+            let find = |wanted: fn(Server) -> bool| {
+                runs.iter().find(|r| r.plan.transfer == transfer && r.scenario == scenario && wanted(r.plan.server))
+            };
+            let blocking = find(|s| s == Server::Blocking);
+            let turns = find(|s| matches!(s, Server::Nonblocking { parts_per_turn: Some(_) }));
+            let unlimited = find(|s| s == Server::Nonblocking { parts_per_turn: None });
+            if let (Some(blocking), Some(turns), Some(unlimited)) = (blocking, turns, unlimited) {
+                sentences.push(compare(blocking, turns, unlimited));
+            }
+        }
+    }
+    sentences
+}
+
+fn compare(blocking: &Run, turns: &Run, unlimited: &Run) -> String {
+    let (b, t, u) = (blocking.makespans_ms().1, turns.makespans_ms().1, unlimited.makespans_ms().1);
+    let free = |run: &Run| 100.0 * run.median().timeline.server_share(Activity::Free);
+    let what = format!("{}, {}", transfer_name(blocking.plan.transfer), blocking.scenario.name());
+    let close = |x: f64, y: f64| (x / y - 1.0).abs() <= SAME;
+    let figures = format!("blocking {b:.1} ms, taking turns {t:.1} ms, until would-block {u:.1} ms");
+    let lesson = match blocking.plan.transfer {
+        Transfer::Cpu => {
+            let turns_lesson = if close(t, b) {
+                "taking turns makes no difference to when all is done".to_owned()
+            } else if t > b {
+                format!(
+                    "taking turns is {:.0} % later: the transfer is the server's own work, so that it only delays everybody's next job",
+                    100.0 * (t / b - 1.0)
+                )
+            } else {
+                format!("taking turns is {:.0} % sooner here", 100.0 * (1.0 - t / b))
+            };
+            let unlimited_lesson = if close(u, b) {
+                "a non-blocking server that reads until it would block is first come first served, as the blocking one"
+            } else {
+                "a non-blocking server that reads until it would block should serve as the blocking one does"
+            };
+            format!(
+                "{turns_lesson}; {unlimited_lesson}; what non-blocking gains is that its idle time can be used \
+                 ({:.0} % free, where blocking has none)",
+                free(turns)
+            )
+        }
+        Transfer::Wait if close(t, b) => {
+            format!(
+                "computing hides that the blocking server waits for one peer at a time; with more workers it would not; \
+                 the non-blocking server is free for {:.0} % of the time",
+                free(turns)
+            )
+        }
+        Transfer::Wait if t < b => format!(
+            "the blocking server waits for one peer while the others wait for it; non-blocking needs {:.0} % of its time \
+             and is free for {:.0} % of that",
+            100.0 * t / b,
+            free(turns)
+        ),
+        Transfer::Wait => {
+            format!("non-blocking is {:.0} % later here, which the model does not say", 100.0 * (t / b - 1.0))
+        }
+    };
+    format!("{what}: {figures}: {lesson}.")
+}
+
+/// What the pictures are drawn from.
+pub(super) fn chart<'r>(machine: &Machine, runs: &'r [Run], sweep: &'r [SweepPoint]) -> Chart<'r> {
+    let subtitle = runs.first().map_or(String::new(), |run| {
+        format!("{} workers, {}; a prediction knows the plan alone", run.plan.workers(), supply(&run.plan))
+    });
+    let drawn = |run: &'r Run| picture::Run {
+        name: run.name(),
+        plan: &run.plan,
+        window_ns: run.shown_ns(),
+        predicted: &run.predicted,
+        measured: &run.median().timeline,
+        figures: figures(run),
+    };
+    Chart {
+        title: "Blocking against non-blocking".to_owned(),
+        subtitle,
+        runs: runs.iter().map(drawn).collect(),
+        sweep,
+        sentences: sentences(runs),
+        machine: machine.to_string(),
+    }
+}
+
+/// The shape of the JSON file.
+#[derive(Serialize)]
+pub(super) struct Json<'a> {
+    machine: &'a Machine,
+    runs: Vec<JsonRun>,
+    /// The third server: as `runs`, with an unlimited budget.
+    unlimited_runs: Vec<JsonRun>,
+    sentences: Vec<String>,
+    /// Predicted only; empty unless asked for.
+    sweep: Vec<JsonPoint>,
+}
+
+#[derive(Serialize)]
+struct JsonPoint {
+    workers: u32,
+    wait_share: f64,
+    blocking_ms: f64,
+    nonblocking_ms: f64,
+}
+
+#[derive(Serialize)]
+struct JsonRun {
+    server: &'static str,
+    scenario: &'static str,
+    transfer: &'static str,
+    supply: &'static str,
+    predicted_ms: f64,
+    measured_ms: f64,
+    busy_share: f64,
+    blocked_share: f64,
+    free_share: f64,
+    cause: Option<String>,
+    parts_per_turn: Option<u32>,
+    workers: usize,
+    rounds: u32,
+    min_ms: f64,
+    max_ms: f64,
+    predicted_busy_share: f64,
+    predicted_blocked_share: f64,
+    predicted_free_share: f64,
+    predicted_wait_ms: Vec<f64>,
+    measured_wait_ms: Vec<f64>,
+    system_calls: u64,
+    server_context_switches: u64,
+    worker_context_switches: u64,
+}
+
+pub(super) fn json<'a>(machine: &'a Machine, runs: &[Run], sweep: &[SweepPoint]) -> Json<'a> {
+    let is_unlimited = |run: &&Run| run.plan.server == Server::Nonblocking { parts_per_turn: None };
+    let json_run = |run: &Run| JsonRun::of(run, machine);
+    Json {
+        machine,
+        runs: runs.iter().filter(|r| !is_unlimited(r)).map(json_run).collect(),
+        unlimited_runs: runs.iter().filter(is_unlimited).map(json_run).collect(),
+        sentences: sentences(runs),
+        sweep: sweep.iter().map(json_point).collect(),
+    }
+}
+
+fn json_point(point: &SweepPoint) -> JsonPoint {
+    let &SweepPoint { workers, wait_share, blocking_ms, nonblocking_ms, .. } = point;
+    JsonPoint { workers, wait_share, blocking_ms, nonblocking_ms }
+}
+
+impl JsonRun {
+    fn of(run: &Run, machine: &Machine) -> Self {
+        let m: &Measured = run.median();
+        let (predicted_ms, measured_ms) = run.makespans_ms();
+        let all = run.measured.iter().map(|m| ms(m.timeline.makespan_ns));
+        let waits = |t: &Timeline| {
+            (0..run.plan.workers()).map(|w| ms(t.total_ns(Lane::Worker(w as u16), Activity::Wait))).collect()
+        };
+        let (server, parts_per_turn) = match run.plan.server {
+            Server::Blocking => ("blocking", None),
+            Server::Nonblocking { parts_per_turn } => ("nonblocking", parts_per_turn.map(u32::from)),
+        };
+        Self {
+            server,
+            scenario: run.scenario.name(),
+            transfer: transfer_name(run.plan.transfer),
+            supply: match run.plan.supply {
+                Supply::Rounds => "rounds",
+                Supply::Queue => "queue",
+            },
+            predicted_ms,
+            measured_ms,
+            busy_share: m.timeline.server_share(Activity::Busy),
+            blocked_share: m.timeline.server_share(Activity::Blocked),
+            free_share: m.timeline.server_share(Activity::Free),
+            cause: run.cause(machine),
+            parts_per_turn,
+            workers: run.plan.workers(),
+            rounds: run.plan.rounds,
+            min_ms: all.clone().fold(f64::INFINITY, f64::min),
+            max_ms: all.fold(0.0, f64::max),
+            predicted_busy_share: run.predicted.server_share(Activity::Busy),
+            predicted_blocked_share: run.predicted.server_share(Activity::Blocked),
+            predicted_free_share: run.predicted.server_share(Activity::Free),
+            predicted_wait_ms: waits(&run.predicted),
+            measured_wait_ms: waits(&m.timeline),
+            system_calls: m.system_calls,
+            server_context_switches: m.server_switches.voluntary + m.server_switches.involuntary,
+            worker_context_switches: m.worker_switches.voluntary + m.worker_switches.involuntary,
+        }
+    }
+}
