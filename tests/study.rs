@@ -65,6 +65,11 @@ fn transfers(seen: &Seen) -> Vec<(u16, &'static str, u64, u64)> {
     moved
 }
 
+/// Whether parts of two workers were on their way at the same time.
+fn overlap(seen: &Seen) -> bool {
+    !transfers(seen).is_sorted_by(|a, b| a.3 <= b.2 + HANDLING_NS)
+}
+
 fn check(trial: &Trial, seen: &Seen) {
     let workers = trial.compute_ns.len();
     let jobs = workers as u64 * u64::from(trial.rounds);
@@ -99,7 +104,11 @@ fn check(trial: &Trial, seen: &Seen) {
     // Working messages cannot overlap, nor can any of a blocking server.
     if !trial.wait || !trial.nonblocking {
         let least = (2 * jobs + workers as u64) * trial.message_ns;
+        let moving = total(seen, None, if trial.wait { "blocked" } else { "busy" });
         assert!(seen.makespan_ns + HANDLING_NS * jobs * 6 >= least, "{} is less than the messages", seen.makespan_ns);
+        // Blocked while it waits for peers; a server from which its core is taken finds parts there.
+        let part = if trial.wait { least / 10 } else { least - least / 10 };
+        assert!(moving >= part, "the server's time for messages: {moving} of {least}");
     }
     assert!(seen.system_calls > jobs * 2 * u64::from(trial.parts), "{} system calls", seen.system_calls);
 }
@@ -132,8 +141,7 @@ fn two_blocking_exchanges_never_overlap() {
         // Registrations and first jobs, in the order of the workers.
         assert_eq!(runs[..3], [0, 1, 2]);
         assert!(workers.chunks(3).all(|message| message.iter().all(|w| *w == message[0])), "{workers:?}");
-        let (kind, least) = if wait { ("blocked", 0.5) } else { ("busy", 0.3) };
-        assert!(share(&seen, kind) > least, "{kind}: {}", share(&seen, kind));
+        assert!(!overlap(&seen));
     }
 }
 
@@ -144,7 +152,6 @@ fn a_budget_of_one_part_takes_turns() {
         ["read", "write"].iter().flat_map(|what| (0..9).map(move |i| (i % 3, *what))).collect();
     // Then the first has its job, and on a busy machine may be back before the others have theirs.
     assert_eq!(order, drawn[..16], "as drawn: each worker has its turn for one part");
-    assert!(share(&seen, "busy") > 0.3, "{}", share(&seen, "busy"));
 }
 
 fn without_a_budget_it_is_first_come_first_served() {
@@ -155,11 +162,11 @@ fn without_a_budget_it_is_first_come_first_served() {
 
 fn slow_peers_overlap_only_without_blocking() {
     let trial = Trial { compute_ns: vec![MS; 6], ..drawn(true, true) };
-    let (free, blocking) = (done(&trial), done(&Trial { nonblocking: false, ..trial.clone() }));
-    check(&trial, &free);
-    assert!(free.makespan_ns < blocking.makespan_ns, "{} and {}", free.makespan_ns, blocking.makespan_ns);
-    assert!(share(&free, "free") > 0.3, "{}", share(&free, "free"));
-    assert!(share(&blocking, "blocked") > 0.5, "{}", share(&blocking, "blocked"));
+    let (nonblocking, blocking) = (done(&trial), done(&Trial { nonblocking: false, ..trial.clone() }));
+    check(&trial, &nonblocking);
+    assert!(overlap(&nonblocking) && !overlap(&blocking));
+    // While all deliver their first messages, at the least.
+    assert!(total(&nonblocking, None, "free") > 0);
 }
 
 fn a_queue_gives_more_to_whoever_is_faster() {
@@ -174,8 +181,8 @@ fn a_queue_gives_more_to_whoever_is_faster() {
 
 fn many_workers_and_many_parts() {
     for (nonblocking, wait) in [(false, false), (true, false), (false, true), (true, true)] {
-        let compute_ns = vec![MS; 64];
-        let trial = Trial { compute_ns, message_ns: MS / 5, parts: 40, rounds: 1, ..drawn(nonblocking, wait) };
+        let compute_ns = vec![MS; 48];
+        let trial = Trial { compute_ns, message_ns: MS / 2, parts: 12, rounds: 1, ..drawn(nonblocking, wait) };
         let seen = done(&trial);
         check(&trial, &seen);
     }

@@ -30,7 +30,10 @@ impl Strike {
     /// The calls that can be struck: all that the pool makes itself. Those that the standard and the C library make for it
     /// (files of `/proc`, closing, memory) are not among them.
     pub const CALLS: &'static [&'static str] = &[
+        "accept4",
+        "bind",
         "close_range",
+        "connect",
         "dup2",
         "epoll_create1",
         "epoll_ctl",
@@ -42,8 +45,10 @@ impl Strike {
         "fork",
         "ftruncate",
         "getrlimit",
+        "getsockname",
         "getsockopt",
         "kill",
+        "listen",
         "madvise",
         "memfd_create",
         "mmap",
@@ -66,6 +71,7 @@ impl Strike {
         "sigaction",
         "signalfd",
         "sigprocmask",
+        "socket",
         "socketpair",
         "statx",
         "timerfd_create",

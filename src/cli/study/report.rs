@@ -70,11 +70,11 @@ impl Run {
 
     /// Why a measurement is far from its prediction, with the evidence. `None`: it is not.
     fn cause(&self, machine: &Machine) -> Option<String> {
-        let (predicted, measured) = self.makespans_ms();
-        let off = measured / predicted - 1.0;
-        if off.abs() <= TOLERANCE {
+        if !disturbed(self) {
             return None;
         }
+        let (predicted, measured) = self.makespans_ms();
+        let off = measured / predicted - 1.0;
         let m = self.median();
         let waits = longest(&m.timeline);
         let best = self.measured.iter().map(|m| ms(m.timeline.makespan_ns)).fold(f64::INFINITY, f64::min);
@@ -192,12 +192,25 @@ pub(super) fn sentences(runs: &[Run]) -> Vec<String> {
     sentences
 }
 
+/// Whether a measurement is too far from its prediction.
+fn disturbed(run: &Run) -> bool {
+    let (predicted, measured) = run.makespans_ms();
+    (measured / predicted - 1.0).abs() > TOLERANCE
+}
+
 fn compare(blocking: &Run, turns: &Run, unlimited: &Run) -> String {
-    let (b, t, u) = (blocking.makespans_ms().1, turns.makespans_ms().1, unlimited.makespans_ms().1);
+    let [(pb, b), (pt, t), (pu, u)] = [blocking, turns, unlimited].map(Run::makespans_ms);
     let free = |run: &Run| 100.0 * run.median().timeline.server_share(Activity::Free);
     let what = format!("{}, {}", transfer_name(blocking.plan.transfer), blocking.scenario.name());
     let close = |x: f64, y: f64| (x / y - 1.0).abs() <= SAME;
-    let figures = format!("blocking {b:.1} ms, taking turns {t:.1} ms, until would-block {u:.1} ms");
+    let figures = format!(
+        "blocking {b:.1} ms (predicted {pb:.1}), taking turns {t:.1} ms ({pt:.1}), until would-block {u:.1} ms ({pu:.1})"
+    );
+    // Which comes first is what there is to learn.
+    let order = |x: f64, y: f64| if close(x, y) { std::cmp::Ordering::Equal } else { x.total_cmp(&y) };
+    if order(t, b) != order(pt, pb) && (disturbed(blocking) || disturbed(turns)) {
+        return format!("{what}: {figures}: the machine was too busy to tell, see the causes.");
+    }
     let lesson = match blocking.plan.transfer {
         Transfer::Cpu => {
             let turns_lesson = if close(t, b) {
@@ -208,12 +221,15 @@ fn compare(blocking: &Run, turns: &Run, unlimited: &Run) -> String {
                     100.0 * (t / b - 1.0)
                 )
             } else {
-                format!("taking turns is {:.0} % sooner here", 100.0 * (1.0 - t / b))
+                format!(
+                    "taking turns is {:.0} % sooner: whoever is quick comes back for the next job while others are served",
+                    100.0 * (1.0 - t / b)
+                )
             };
             let unlimited_lesson = if close(u, b) {
                 "a non-blocking server that reads until it would block is first come first served, as the blocking one"
             } else {
-                "a non-blocking server that reads until it would block should serve as the blocking one does"
+                "a non-blocking server that reads until it would block serves in the same order as the blocking one"
             };
             format!(
                 "{turns_lesson}; {unlimited_lesson}; what non-blocking gains is that its idle time can be used \

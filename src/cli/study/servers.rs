@@ -17,7 +17,7 @@ use std::time::Duration;
 /// A run may take so many times as long as its messages and computations one after the other, ...
 const LIMIT_TIMES: u64 = 20;
 /// ... and this long besides: processes have to start, and the machine may have other things to do. Units: nanoseconds.
-const LIMIT_BASE_NS: u64 = 5_000_000_000;
+const LIMIT_BASE_NS: u64 = 10_000_000_000;
 /// How often progress is told. Units: nanoseconds.
 const PROGRESS_NS: u64 = 50_000_000;
 /// How long the cause of a failure may take to show: a killed process's connections are closed a moment before it has
