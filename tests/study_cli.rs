@@ -98,8 +98,8 @@ fn check_run(run: &Value) {
     }
     let (predicted, measured) = (number(run, "predicted_ms"), number(run, "measured_ms"));
     assert!(number(run, "min_ms") <= measured && measured <= number(run, "max_ms"), "{run}");
-    // Nobody computes, or moves a part, faster than he is asked to.
-    assert!(measured > 0.9 * predicted, "{run}");
+    // Nobody computes, or moves a part, faster than he is asked to; workers that drift out of step may wait less, though.
+    assert!(measured > 0.75 * predicted, "{run}");
     // Far from the prediction, and no word why, or the reverse.
     assert_eq!((measured / predicted - 1.0).abs() > 0.15, run["cause"].is_string(), "{run}");
     assert!(number(run, "system_calls") > 0.0, "{run}");
