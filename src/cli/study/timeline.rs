@@ -30,6 +30,21 @@ pub(crate) enum Activity {
     Free,
 }
 
+impl Activity {
+    /// Its name in every picture and trace.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Activity::Read => "read",
+            Activity::Write => "write",
+            Activity::Wait => "wait",
+            Activity::Compute => "compute",
+            Activity::Busy => "busy",
+            Activity::Blocked => "blocked",
+            Activity::Free => "free",
+        }
+    }
+}
+
 /// From `start_ns` to `end_ns`, since the run began.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Span {

@@ -2,7 +2,7 @@
 
 use super::plan::{Compute, Plan, Server, Supply, Transfer};
 use super::servers::measure;
-use super::timeline::{Activity, Lane};
+use super::timeline::Lane;
 use std::num::NonZeroU32;
 
 /// A run, in plain words. Units: nanoseconds.
@@ -70,7 +70,7 @@ pub fn run(trial: &Trial, progress: &mut dyn FnMut(u64)) -> Result<Seen, String>
             Lane::Worker(worker) => Some(worker),
             Lane::Server => None,
         };
-        (lane, name(span.activity), span.start_ns, span.end_ns)
+        (lane, span.activity.name(), span.start_ns, span.end_ns)
     });
     Ok(Seen {
         makespan_ns: measured.timeline.makespan_ns,
@@ -80,16 +80,4 @@ pub fn run(trial: &Trial, progress: &mut dyn FnMut(u64)) -> Result<Seen, String>
         worker_switches: (measured.worker_switches.voluntary, measured.worker_switches.involuntary),
         done_by: measured.done_by,
     })
-}
-
-fn name(activity: Activity) -> &'static str {
-    match activity {
-        Activity::Read => "read",
-        Activity::Write => "write",
-        Activity::Wait => "wait",
-        Activity::Compute => "compute",
-        Activity::Busy => "busy",
-        Activity::Blocked => "blocked",
-        Activity::Free => "free",
-    }
 }

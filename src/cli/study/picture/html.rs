@@ -105,7 +105,7 @@ fn write_legend(page: &mut String, lane: &str, items: &[(super::Activity, &str)]
         let mut canvas = Canvas::default();
         legend::sample(&mut canvas, activity);
         let (width, height) = legend::SAMPLE;
-        let sample = canvas.inline(super::activity_name(activity), width, height);
+        let sample = canvas.inline(activity.name(), width, height);
         writeln!(page, "<li>{sample}<span>{}</span></li>", Escaped(meaning))?;
     }
     page.push_str("</ul>\n");

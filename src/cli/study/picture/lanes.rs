@@ -100,7 +100,7 @@ fn head(name: &str, timeline: &Timeline, axis: Axis) -> String {
 
 fn draw_span(canvas: &mut Canvas, span: &Span, axis: Axis, rows: Rows) {
     let (x, end) = (axis.x(span.start_ns), axis.x(span.end_ns));
-    let activity = super::activity_name(span.activity);
+    let activity = span.activity.name();
     let title =
         format!("{activity}: {} ms, from {} to {} ms", ms(span.duration_ns()), ms(span.start_ns), ms(span.end_ns));
     canvas.titled_rect(activity, [x, 0.0, end - x, rows.height], &title);

@@ -86,7 +86,7 @@ pub(super) fn letter(activity: Activity) -> Option<(&'static str, Style)> {
 /// A sample of an activity, at the origin.
 pub(super) fn sample(canvas: &mut Canvas, activity: Activity) {
     let (width, height) = SAMPLE;
-    canvas.rect(super::activity_name(activity), 0.0, 0.0, width, height);
+    canvas.rect(activity.name(), 0.0, 0.0, width, height);
     canvas.rect("edge", 0.5, 0.5, width - 1.0, height - 1.0);
     if let Some((letter, style)) = letter(activity) {
         let style = style.at(super::svg::Anchor::Middle);

@@ -100,18 +100,6 @@ fn lane_name(lane: Lane) -> String {
     }
 }
 
-fn activity_name(activity: Activity) -> &'static str {
-    match activity {
-        Activity::Read => "read",
-        Activity::Write => "write",
-        Activity::Wait => "wait",
-        Activity::Compute => "compute",
-        Activity::Busy => "busy",
-        Activity::Blocked => "blocked",
-        Activity::Free => "free",
-    }
-}
-
 /// Nanoseconds as milliseconds, with at most three decimals.
 fn ms(ns: u64) -> String {
     let text = format!("{:.3}", ns as f64 / MILLISECOND as f64);

@@ -77,7 +77,7 @@ fn events<'a>(pid: usize, first_tid: usize, run: &'a Run<'a>) -> impl Iterator<I
         let label = format!("{name} {}", super::lane_name(lane));
         let about = [("thread_name", Args::Name(label)), ("thread_sort_index", Args::SortIndex(n))];
         let spans = timeline.lane(lane).map(move |span| Event {
-            name: super::activity_name(span.activity),
+            name: span.activity.name(),
             cat: Some(name),
             ph: 'X',
             ts: us(span.start_ns),

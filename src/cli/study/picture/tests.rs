@@ -196,7 +196,7 @@ fn every_span_of_the_window_is_drawn_once_where_it_belongs() {
                 let found = drawn_spans(&document, &format!("{name} {}", lane_name(lane)));
                 assert_eq!(found.len(), wanted.len());
                 for ((class, left, width), span) in found.into_iter().zip(wanted) {
-                    assert_eq!(class, activity_name(span.activity));
+                    assert_eq!(class, span.activity.name());
                     assert_near(left, x(span.start_ns));
                     assert_near(width, x(span.end_ns) - x(span.start_ns));
                     drawn += 1;
@@ -441,7 +441,7 @@ fn a_trace_keeps_the_rules_of_its_format() {
     let wanted = timelines.into_iter().flat_map(|timeline| lanes.map(|lane| (timeline, lane)));
     for ((tid, found), (timeline, lane)) in spans.iter().zip(wanted) {
         assert!(threads[tid].1.ends_with(&lane_name(lane)));
-        let wanted = timeline.lane(lane).map(|s| (activity_name(s.activity).to_owned(), s.start_ns, s.end_ns));
+        let wanted = timeline.lane(lane).map(|s| (s.activity.name().to_owned(), s.start_ns, s.end_ns));
         assert_eq!(*found, wanted.collect::<Vec<_>>());
         assert!(found.windows(2).all(|pair| pair[0].2 <= pair[1].1), "spans overlap in {}", threads[tid].1);
     }
