@@ -34,7 +34,7 @@ fn roundtrip(c: &mut Criterion) {
                 b.iter_custom(|rounds| {
                     if size > PACKET_SIZE_MAX {
                         let rounds = u32::try_from(rounds).expect("large messages are slow");
-                        return fragments(size, PACKET_SIZE_MAX, SEND_BUFFER_SIZE, rounds).expect("a bare exchange");
+                        return fragments(size, PACKET_SIZE_MAX, SEND_BUFFER_SIZE, 2, rounds).expect("a bare exchange");
                     }
                     let waiting = match transport {
                         TransportKind::Blocking => Waiting::SleepInRecv,

@@ -402,7 +402,8 @@ impl<S: Sys> Process<S> {
     /// Makes a fresh fork a worker. `false`: the host died meanwhile.
     fn prepare_worker(&self, slot: u32, socket: &OwnedFd, file: &OwnedFd, lifeline: &OwnedFd) -> OsResult<bool> {
         sys::become_group_leader()?;
-        sys::reset_signals();
+        // Dispositions are the default ones since the nursery's own start.
+        sys::unblock_signals();
         if !sys::arm_lifeline(lifeline.as_fd())? {
             return Ok(false);
         }

@@ -29,15 +29,15 @@ type Result<T = ()> = std::result::Result<T, HandlerError>;
 pub(crate) fn register(builder: Builder) -> Builder {
     let mut file_buffer: Vec<u8> = Vec::new();
     builder
-        .handler("echo", |request, reply| {
-            reply.extend_from_slice(request.body());
+        .handler("echo", |_request, reply| {
+            reply.forward(..);
             Ok(())
         })
         .handler("fault", fault)
         .handler("sha256", move |request, reply| sha256(request.body(), &mut file_buffer, reply))
         .handler("sleep", |request, reply| {
             std::thread::sleep(duration(request.body())?);
-            reply.extend_from_slice(request.body());
+            reply.forward(..);
             Ok(())
         })
         .handler("spin", |request, reply| {
@@ -46,7 +46,7 @@ pub(crate) fn register(builder: Builder) -> Builder {
             while started.elapsed() < duration {
                 std::hint::spin_loop();
             }
-            reply.extend_from_slice(request.body());
+            reply.forward(..);
             Ok(())
         })
         .handler("upper", |request, reply| {

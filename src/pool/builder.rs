@@ -8,8 +8,8 @@ use super::slot::Slot;
 use crate::error::{Error, ErrorKind};
 use crate::limits::{
     HANDLERS_MAX, HEADER_BLOCK_SIZE_MAX, JOB_SIZE_CEILING, JOB_SIZE_MAX, KEPT_FDS_MAX, OUTSTANDING_JOBS_MAX,
-    OUTSTANDING_JOBS_PER_WORKER, QUEUE_JOBS_MAX, QUEUE_SIZE, RECEIVE_TIMEOUT, SEND_BUFFER_SIZE, SPAWN_TIMEOUT,
-    STALL_TIMEOUT, WORKERS_MAX,
+    OUTSTANDING_JOBS_PER_WORKER, PACKET_SIZE_MAX, QUEUE_JOBS_MAX, QUEUE_SIZE, RECEIVE_TIMEOUT, SEND_BUFFER_SIZE,
+    SPAWN_TIMEOUT, STALL_TIMEOUT, WORKERS_MAX,
 };
 use crate::nursery::{Nursery, Setup};
 use crate::reactor::Reactor;
@@ -226,10 +226,11 @@ impl Builder {
                 let queue = Journal::create(&sys, QUEUE_SIZE, QUEUE_JOBS_MAX)?;
                 let slots =
                     (0..workers).map(|_| Slot::create(&sys, self.first_seq)).collect::<Result<Box<[Slot]>, _>>()?;
-                Ok((reactor, token, queue, slots))
+                let rx = sys.map_pages(PACKET_SIZE_MAX)?;
+                Ok((reactor, token, queue, slots, rx))
             })();
             match parts {
-                Ok((reactor, nursery_token, queue, slots)) => {
+                Ok((reactor, nursery_token, queue, slots, rx)) => {
                     let transport = self.transport.build(sys.clone(), workers);
                     let (sys, hook) = (sys.clone(), self.hook);
                     Ok(Engine::new(Parts {
@@ -242,6 +243,7 @@ impl Builder {
                         handler_names,
                         slots,
                         queue,
+                        rx,
                         hook,
                     }))
                 }

@@ -20,7 +20,7 @@ use crate::nursery::Nursery;
 use crate::outcome::{Outcome, Reason};
 use crate::reactor::{Reactor, TimerId, Token};
 use crate::scheduler::{Scheduler, Service};
-use crate::sys::{OsResult, Sys};
+use crate::sys::{OsResult, Pages, Sys};
 use crate::transport::Transport;
 use std::collections::VecDeque;
 
@@ -102,7 +102,7 @@ pub(super) struct Engine<S: Sys> {
     pub(super) finished: VecDeque<Finished>,
     pub(super) finished_size: usize,
     /// Packets are received here.
-    pub(super) rx: Box<[u8]>,
+    pub(super) rx: Pages,
     pub(super) pending: Option<Pending>,
     /// Slots with frames to send.
     pub(super) dirty: Vec<usize>,
@@ -181,6 +181,7 @@ pub(super) struct Parts<S: Sys> {
     pub(super) handler_names: Box<[String]>,
     pub(super) slots: Box<[Slot]>,
     pub(super) queue: Journal,
+    pub(super) rx: Pages,
     pub(super) hook: Option<Hook>,
 }
 
@@ -215,7 +216,7 @@ impl<S: Sys> Engine<S> {
             front: VecDeque::with_capacity(WINDOW_JOBS_MAX),
             finished: VecDeque::new(),
             finished_size: 0,
-            rx: vec![0; PACKET_SIZE_MAX].into_boxed_slice(),
+            rx: parts.rx,
             pending: None,
             dirty: Vec::with_capacity(slots),
             large_size: 0,

@@ -14,7 +14,7 @@ use crate::frame::{FLAG_FRAGMENT, FLAG_TIMED, Frame, Frames, Header, Kind, Statu
 use crate::limits::{DRAINS_MAX, PACKET_SIZE_MAX, PACKETS_PER_TURN, RING_SIZE};
 use crate::outcome::{Outcome, Reason};
 use crate::sync::{Ordering, fence};
-use crate::sys::{Received, Sys};
+use crate::sys::{Pages, Received, Sys};
 use std::io::IoSliceMut;
 
 /// Bytes of the two times before the body of a timed result.
@@ -45,7 +45,7 @@ fn is_fragment(packet: &[u8]) -> bool {
 /// been settled is booked.
 struct Reading<'e, S: Sys> {
     engine: &'e mut Engine<S>,
-    rx: Box<[u8]>,
+    rx: Pages,
     slot: usize,
     settled: Settled,
 }

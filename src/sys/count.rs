@@ -36,8 +36,8 @@
 
 use super::memory::SharedCounters;
 use super::{
-    EventBuffer, ExitReport, Forked, Interest, Linux, Mapping, OsResult, Passed, Pid, PollFd, Received, Role, Sent,
-    Sharing, Sys, Wait,
+    EventBuffer, ExitReport, Forked, Interest, Linux, Mapping, OsResult, Pages, Passed, Pid, PollFd, Received, Role,
+    Sent, Sharing, Sys, Wait,
 };
 use std::fmt;
 use std::io::{IoSlice, IoSliceMut};
@@ -122,6 +122,7 @@ counted! {
     RecvFds recv_fds(fd: BorrowedFd<'_>, buffer: &mut [u8], passed: &mut Passed, wait: Wait) -> OsResult<Received>;
     Memfd memfd(name: &std::ffi::CStr, size: usize) -> OsResult<OwnedFd>;
     MapRing map_ring(fd: BorrowedFd<'_>, prefix: usize, ring: usize, sharing: Sharing) -> OsResult<Mapping>;
+    MapPages map_pages(size: usize) -> OsResult<Pages>;
     PidfdOpen pidfd_open(pid: Pid) -> OsResult<OwnedFd>;
     Kill kill(pid: Pid, signal: i32) -> OsResult<()>;
     PeekExitedChild peek_exited_child() -> OsResult<Option<Pid>>;

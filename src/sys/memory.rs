@@ -114,6 +114,66 @@ impl Drop for Mapping {
     }
 }
 
+/// Private memory, zero at first, in pages of its own: what is not touched costs nothing.
+///
+/// Not what `calloc(3)` gives: that is memory used before, and cleared by hand, once the allocator has seen such a size freed.
+#[derive(Debug)]
+pub struct Pages {
+    base: NonNull<u8>,
+    size: usize,
+}
+
+// SAFETY: Pages own their range, as a Box owns its memory; nothing in it is tied to a thread.
+unsafe impl Send for Pages {}
+
+impl Pages {
+    pub(super) fn map(size: usize) -> OsResult<Self> {
+        let (prot, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+        let base = mmap(|| {
+            // SAFETY: a new range at an address of the kernel's choice: nothing existing is touched.
+            unsafe { libc::mmap(std::ptr::null_mut(), size, prot, flags, -1, 0) }
+        })?;
+        let base = NonNull::new(base.cast()).ok_or(OsError { call: "mmap", errno: libc::EINVAL })?;
+        Ok(Self { base, size })
+    }
+}
+
+/// None at all.
+impl Default for Pages {
+    fn default() -> Self {
+        Self { base: NonNull::dangling(), size: 0 }
+    }
+}
+
+impl std::ops::Deref for Pages {
+    type Target = [u8];
+
+    #[inline]
+    fn deref(&self) -> &[u8] {
+        // SAFETY: mapped for `size` bytes until `drop`, or empty; zeroed by the kernel; borrowed as `self` is.
+        unsafe { std::slice::from_raw_parts(self.base.as_ptr(), self.size) }
+    }
+}
+
+impl std::ops::DerefMut for Pages {
+    #[inline]
+    fn deref_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as in `deref`, and the borrow is exclusive.
+        unsafe { std::slice::from_raw_parts_mut(self.base.as_ptr(), self.size) }
+    }
+}
+
+impl Drop for Pages {
+    fn drop(&mut self) {
+        if self.size == 0 {
+            return;
+        }
+        // SAFETY: the range of `map`, whole; whoever borrowed from it borrowed from `self`. A fork has a copy of its own.
+        let n = unsafe { libc::munmap(self.base.as_ptr().cast(), self.size) };
+        debug_assert_eq!(n, 0, "munmap of our own range");
+    }
+}
+
 /// Zeroed counters in memory that every process forked from now on shares.
 #[derive(Debug)]
 pub(crate) struct SharedCounters {
@@ -155,6 +215,15 @@ impl Drop for SharedCounters {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn pages_are_zero_and_can_be_written() {
+        let mut pages = Pages::map(10_000).unwrap();
+        assert!(pages.len() == 10_000 && pages.iter().all(|&b| b == 0));
+        pages[9_999] = 7;
+        let moved = std::mem::take(&mut pages);
+        assert!(pages.is_empty() && moved[9_999] == 7);
+    }
 
     #[test]
     fn a_ring_is_contiguous_across_its_end_and_its_file_cannot_shrink() {

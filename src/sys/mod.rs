@@ -37,7 +37,7 @@ pub use count::{Call, Counting, Counts};
 pub use epoll::{EventBuffer, Interest, PollFd, Readiness};
 pub use fault::{Fault, Faulty};
 pub use fork::{Forked, Pid, thread_count};
-pub use memory::{Mapping, Sharing};
+pub use memory::{Mapping, Pages, Sharing};
 pub use process::{Exit, ExitReport, Usage};
 pub use role::Role;
 pub use signal::{SignalFd, SignalSet};
@@ -51,7 +51,7 @@ pub(crate) use memory::SharedCounters;
 pub(crate) use process::*;
 #[cfg(feature = "cli")]
 pub(crate) use signal::{block_all, die_by_signal, raise_default};
-pub(crate) use signal::{reset_signals, signal_name};
+pub(crate) use signal::{reset_signals, signal_name, unblock_signals};
 #[cfg(feature = "cli")]
 pub(crate) use socket::{ListenerAddress, connect, listen};
 pub(crate) use stdio::*;
@@ -263,6 +263,11 @@ pub trait Sys: Clone + Send + 'static {
     /// Maps `prefix` bytes of `fd` plainly, then `ring` bytes twice in a row (see [`Mapping`]).
     fn map_ring(&self, fd: BorrowedFd<'_>, prefix: usize, ring: usize, sharing: Sharing) -> OsResult<Mapping> {
         Mapping::map_ring(fd, prefix, ring, sharing)
+    }
+
+    /// Private zeroed memory (see [`Pages`]).
+    fn map_pages(&self, size: usize) -> OsResult<Pages> {
+        Pages::map(size)
     }
 
     /// A descriptor of a process; readable once that process has ended.

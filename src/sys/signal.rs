@@ -28,6 +28,11 @@ pub(crate) fn reset_signals() {
             unsafe { libc::sigaction(signal, &default, std::ptr::null_mut()) as isize }
         });
     }
+    unblock_signals();
+}
+
+/// None blocked.
+pub(crate) fn unblock_signals() {
     // Fails only for an unknown `how`.
     let set = || ns::sigprocmask(ns::SigmaskHow::SIG_SETMASK, Some(&ns::SigSet::empty()), None);
     let _ = retry_nix("sigprocmask", set);

@@ -169,7 +169,7 @@ impl<S: Sys> Worker<'_, S> {
     }
 
     fn serve(&mut self) -> OsResult<Left> {
-        let mut packet = vec![0; PACKET_SIZE_MAX].into_boxed_slice();
+        let mut packet = self.sys.map_pages(PACKET_SIZE_MAX)?;
         let mut spin = Spin::default();
         loop {
             let size = match self.receive(&mut packet, &mut spin)? {
@@ -313,7 +313,7 @@ impl<S: Sys> Worker<'_, S> {
         };
         let timed = job.flags & FLAG_TIMED != 0;
         let request = Request { handler: name, headers: job.headers, body: job.body };
-        let mut reply = self.out.begin(timed);
+        let mut reply = self.out.begin(timed, job.body);
         let result = catch_unwind(AssertUnwindSafe(|| handler(&request, &mut reply)));
         let spilled = reply.finish();
         let end_ns = self.end_of_job(timed);
@@ -333,7 +333,7 @@ impl<S: Sys> Worker<'_, S> {
                     let size = (size as u64).to_le_bytes();
                     self.out.failure(job.id, Status::ReplyTooLarge, &size, extra, timed, times);
                 } else {
-                    self.out.commit(self.socket.as_fd(), job.id, extra, spilled, timed.then_some(times), end_ns)?;
+                    self.out.commit(self.socket.as_fd(), &job, extra, spilled, timed.then_some(times), end_ns)?;
                 }
             }
             Ok(Err(error)) => {

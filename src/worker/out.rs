@@ -3,6 +3,7 @@
 //! Invariant: `sent <= published`, what lies between is one packet, and the socket has carried exactly the bytes
 //! before `sent`. The host reads the rest from the ring when this process dies.
 
+use super::JobFrame;
 use super::reply::{Reply, Spilled};
 use crate::frame::{self, FLAG_FRAGMENT, FLAG_TIMED, Header, Kind, Status};
 use crate::limits::{
@@ -66,11 +67,11 @@ impl<S: Sys> Out<S> {
 
     /// Begins a reply in place, behind the header that [`Out::commit`] writes.
     #[inline]
-    pub(super) fn begin(&mut self, timed: bool) -> Reply<'_> {
+    pub(super) fn begin<'a>(&'a mut self, timed: bool, body: &'a [u8]) -> Reply<'a> {
         let skip = FRAME_HEADER_SIZE + if timed { TIMES_SIZE } else { 0 };
         let room = self.memory.out_ring_mut().slice_mut(self.published, self.packet_size_max);
         self.spill.clear();
-        Reply::new(&mut room[skip..], &mut self.spill)
+        Reply::new(&mut room[skip..], &mut self.spill, body)
     }
 
     /// Completes a reply: in place, or in fragments when it outgrew its place.
@@ -78,7 +79,7 @@ impl<S: Sys> Out<S> {
     pub(super) fn commit(
         &mut self,
         socket: BorrowedFd<'_>,
-        id: u64,
+        job: &JobFrame<'_>,
         extra: u32,
         reply: Spilled,
         times: Option<(u64, u64)>,
@@ -91,7 +92,7 @@ impl<S: Sys> Out<S> {
             header_block_size: 0,
             kind: Kind::Result,
             flags,
-            id,
+            id: job.id,
             code: Status::Done as u32,
             extra,
         };
@@ -124,6 +125,7 @@ impl<S: Sys> Out<S> {
                 }
                 result
             }
+            Spilled::Forwarded(range) => self.send_fragments(socket, &job.body[range], times, header),
         }
     }
 

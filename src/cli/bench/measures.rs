@@ -199,13 +199,14 @@ fn one_by_one(pool: &mut Pool, body: &[u8], rounds: u32) -> Result<Vec<u64>, Fat
 /// Large bodies there and back, one at a time. A body that goes and comes counts once: one way.
 pub(super) fn large(bench: &mut Bench, transport: TransportKind) -> Result<Vec<Row>, Fatal> {
     let rounds = bench.size(400);
+    let warm_up = bench.size(40);
     let speed = |took: Duration| f64::from(rounds) * (LARGE >> 20) as f64 / took.as_secs_f64();
     let [pool, fragments] = bench.interleave([
         &mut || {
             let mut pool = ready_pool(transport)?;
-            echo_large(&mut pool, rounds).map(speed)
+            echo_large(&mut pool, warm_up, rounds).map(speed)
         },
-        &mut || limit(bare::fragments(LARGE, PACKET_SIZE_MAX, SEND_BUFFER_SIZE, rounds)).map(speed),
+        &mut || limit(bare::fragments(LARGE, PACKET_SIZE_MAX, SEND_BUFFER_SIZE, warm_up, rounds)).map(speed),
     ])?;
     let [pool, fragments] = [pool, fragments].map(|speeds| summary(&speeds, |speed| *speed));
     let subject = Subject { test: "large", transport, payload: LARGE, unit: "MiB/s", better: Better::Higher };
@@ -214,7 +215,7 @@ pub(super) fn large(bench: &mut Bench, transport: TransportKind) -> Result<Vec<R
 
 /// Sends a large body through the pool; each answer is judged by its size and the round's number in it, the last one
 /// whole, as the limit's are.
-fn echo_large(pool: &mut Pool, rounds: u32) -> Result<Duration, Fatal> {
+fn echo_large(pool: &mut Pool, warm_up: u32, rounds: u32) -> Result<Duration, Fatal> {
     let mut body: Vec<u8> = (0..LARGE).map(|i| (i * 7 % 251) as u8).collect();
     let mut echo = |pool: &mut Pool, round: u32, whole: bool| -> Result<(), Fatal> {
         body[..4].copy_from_slice(&round.to_le_bytes());
@@ -227,7 +228,7 @@ fn echo_large(pool: &mut Pool, rounds: u32) -> Result<Duration, Fatal> {
         .map_err(|e| failed("waiting for a job", e))?;
         if right { Ok(()) } else { Err(failed("running jobs", "a large body came back wrong")) }
     };
-    for round in 0..2 {
+    for round in 0..warm_up {
         echo(pool, round, false)?;
     }
     let started = Instant::now();

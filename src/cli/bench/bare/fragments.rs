@@ -5,11 +5,8 @@ use crate::sys::{Linux, OsResult, Sys, Wait};
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
-/// Rounds before the clock starts, in which both sides touch their memory.
-const WARM_UP_ROUNDS: u32 = 2;
-
 /// Sends a message of `total` bytes in packets of at most `chunk`, takes its echo, and does so `rounds` times; how long
-/// the rounds took. Both sides sleep in `send` and `recv`, over send buffers of `send_buffer` bytes if the kernel grants
+/// the rounds took, after others, `warm_up` of them, in which both sides touch their memory. Both sides sleep in `send` and `recv`, over send buffers of `send_buffer` bytes if the kernel grants
 /// them.
 ///
 /// The peer answers when it has the whole message.
@@ -19,13 +16,13 @@ const WARM_UP_ROUNDS: u32 = 2;
 ///
 /// # Panics
 /// When the echo differs from what was sent.
-pub fn fragments(total: usize, chunk: usize, send_buffer: usize, rounds: u32) -> OsResult<Duration> {
+pub fn fragments(total: usize, chunk: usize, send_buffer: usize, warm_up: u32, rounds: u32) -> OsResult<Duration> {
     assert!(chunk >= 8 && total >= 8, "every packet holds a round's number");
     let peer = Peer::fork(Some(send_buffer), |socket| echo(socket, total, chunk))?;
     let mut message: Vec<u8> = (0..total).map(|i| (i * 7 % 251) as u8).collect();
     let mut started_ns = Linux.now_ns();
-    for round in 0..rounds + WARM_UP_ROUNDS {
-        if round == WARM_UP_ROUNDS {
+    for round in 0..rounds + warm_up {
+        if round == warm_up {
             started_ns = Linux.now_ns();
         }
         // Bytes of another round, or of another place, would not go unnoticed.
