@@ -7,7 +7,7 @@
 use super::engine::{BATCH_SINGLE, Engine};
 use super::hook::Step;
 use super::journal::Entering;
-use super::table::{Label, Place};
+use super::table::{Place, Ticket};
 use crate::frame::{self, Header, Kind};
 use crate::limits::PACKET_SIZE_MAX;
 use crate::sys::Sys;
@@ -79,15 +79,18 @@ impl<S: Sys> Engine<S> {
         let header = Header { payload_size, header_block_size, kind: Kind::Job, flags, id, code: handler, extra: 0 };
         frame::encode(room, header, &[], body);
         if flags != 0 {
-            self.note_lane(label, slot);
+            self.note_lane(label.ticket(), tag, slot);
         }
         true
     }
 
     /// A job was admitted and placed, which is one step here.
+    ///
+    /// Takes words: a label behind a pointer would be written to memory for every job, recorded or not, and the copy into
+    /// its journal entry would wait for that.
     #[inline(never)]
-    fn note_lane(&mut self, label: Label, slot: usize) {
-        let (ticket, tag, at_ns) = (label.ticket(), label.tag, self.sys.now_ns());
+    fn note_lane(&mut self, ticket: Ticket, tag: u64, slot: usize) {
+        let at_ns = self.sys.now_ns();
         self.note_at(Step::Submitted, ticket, tag, None, at_ns);
         self.note_at(Step::Placed, ticket, tag, Some(slot), at_ns);
     }

@@ -297,7 +297,9 @@ impl<S: Sys> Worker<'_, S> {
         by_ticks.unwrap_or_else(|| self.sys.now_ns())
     }
 
-    #[inline]
+    // Always: a job that is handed over through memory is stored word by word and loaded in larger pieces, which waits for
+    // the stores.
+    #[inline(always)]
     fn claim_and_run(&mut self, job: JobFrame<'_>) -> OsResult<Option<Left>> {
         if self.out.is_stale(self.now_ns, RESULT_DELAY_NS) {
             self.out.flush(self.socket.as_fd())?;
