@@ -10,6 +10,7 @@
 mod args;
 pub mod bench;
 mod config;
+mod figures;
 mod handlers;
 mod input;
 mod machine;

@@ -4,12 +4,13 @@
 //! control characters escaped; no other line contains `job N:`.
 
 use super::output::Streams;
+use crate::sys::{self, SignalsBlocked};
 use crate::{Outcome, Stats};
 use indicatif::{HumanCount, ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 use serde::Serialize;
 use std::fmt::Write as _;
 use std::fs::{File, OpenOptions};
-use std::io::{BufWriter, IsTerminal, Write as _};
+use std::io::{BufWriter, ErrorKind, IsTerminal, Write as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -21,6 +22,8 @@ pub(crate) const EXIT_UNSUCCESSFUL: u8 = 1;
 pub(crate) const EXIT_USAGE: u8 = 2;
 /// Ended by a signal: this plus its number.
 pub(crate) const EXIT_SIGNAL: u8 = 128;
+
+const SIGPIPE: i32 = 13;
 
 /// How often progress is shown where it is not drawn. Units: time.
 const PLAIN_PROGRESS_PERIOD: Duration = Duration::from_secs(1);
@@ -324,6 +327,43 @@ impl Drop for StatsFile {
             let _ = std::fs::remove_file(temporary);
         }
     }
+}
+
+/// Opens an option's file for `then`, which no signal interrupts: a temporary file must not stay behind.
+pub(crate) fn with_file(
+    option: &str,
+    path: &Path,
+    then: impl FnOnce(StatsFile) -> std::io::Result<()>,
+) -> Result<(), Fatal> {
+    let fatal = |e: std::io::Error| Fatal(format!("--{option}: {}: {}", path.display(), plain_error(&e)));
+    let _blocked = SignalsBlocked::new().map_err(|e| fatal(e.into()))?;
+    StatsFile::create(path).and_then(then).map_err(fatal)
+}
+
+/// Prints what was measured, after the files have been `written`, or not. The exit code.
+pub(crate) fn print_measured(text: &str, written: Result<(), Fatal>) -> Result<u8, Fatal> {
+    let mut stdout = std::io::stdout().lock();
+    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+        Ok(()) => {}
+        Err(e) if e.kind() == ErrorKind::BrokenPipe && written.is_ok() => sys::die_by_signal(SIGPIPE),
+        Err(e) => {
+            print_lines(&format!("standard output: {}", plain_error(&e)));
+            return written.map(|()| EXIT_USAGE);
+        }
+    }
+    written.map(|()| EXIT_DONE)
+}
+
+/// How far a measurement is, if standard error is a terminal. Drawn only when told to: a ticking thread would forbid the
+/// forks.
+pub(crate) fn measuring_bar(steps: u64) -> Option<ProgressBar> {
+    std::io::stderr().is_terminal().then(|| {
+        let bar = ProgressBar::with_draw_target(Some(steps), ProgressDrawTarget::stderr());
+        if let Ok(style) = ProgressStyle::with_template("seqpool: {bar:24} {pos}/{len}  {elapsed_precise}  {msg}") {
+            bar.set_style(style);
+        }
+        bar
+    })
 }
 
 /// The kernel's words for an error, without Rust's note of its number.

@@ -16,15 +16,15 @@ mod rss;
 mod uneven;
 
 use super::args::BenchArgs;
+use super::figures::{Summary, summary};
 use super::handlers;
 use super::machine::Machine;
-use super::report::{EXIT_DONE, EXIT_USAGE, Fatal, StatsFile, plain_error, print_lines};
-use crate::sys::{self, OsResult, SignalsBlocked};
+use super::report::{Fatal, plain_error, print_measured, with_file};
+use crate::sys::{self, OsResult};
 use crate::{Pool, TransportKind};
 use report::{Progress, Results, Row};
 use std::fmt::Display;
-use std::io::{ErrorKind, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// Workers of every pool and peers of every limit.
@@ -34,7 +34,6 @@ const ROUNDS: u32 = 7;
 const ROUNDS_QUICK: u32 = 3;
 /// How long workers may take to start.
 const READY_TIMEOUT: Duration = Duration::from_secs(60);
-const SIGPIPE: i32 = 13;
 
 /// The arguments of `bench`, checked.
 struct Plan {
@@ -52,7 +51,7 @@ impl Plan {
             pin(&cpus.0)?;
         }
         if let Some(path) = &args.json {
-            json_file(path, |file| {
+            with_file("json", path, |file| {
                 drop(file);
                 Ok(())
             })?;
@@ -77,13 +76,6 @@ fn pin(cpus: &[usize]) -> Result<(), Fatal> {
     Err(Fatal(format!("--pin: CPU {} is not there, or this process may not run on it{why}", missing.join(", "))))
 }
 
-/// Opens the file of `--json` for `then`, which no signal interrupts: a temporary file must not stay behind.
-fn json_file(path: &Path, then: impl FnOnce(StatsFile) -> std::io::Result<()>) -> Result<(), Fatal> {
-    let fatal = |e: std::io::Error| Fatal(format!("--json: {}: {}", path.display(), plain_error(&e)));
-    let _blocked = SignalsBlocked::new().map_err(|e| fatal(e.into()))?;
-    StatsFile::create(path).and_then(then).map_err(fatal)
-}
-
 /// Measures everything, prints the table, writes the file. The exit code.
 pub(super) fn run(args: BenchArgs) -> Result<u8, Fatal> {
     let plan = Plan::build(args)?;
@@ -94,20 +86,10 @@ pub(super) fn run(args: BenchArgs) -> Result<u8, Fatal> {
     let results = Results { machine, results: rows? };
     // What was measured is shown even if the file cannot be written after all.
     let written = match &bench.plan.json {
-        Some(path) => json_file(path, |file| file.write(&results)),
+        Some(path) => with_file("json", path, |file| file.write(&results)),
         None => Ok(()),
     };
-    let table = report::table(&results, bench.plan.rounds);
-    let mut stdout = std::io::stdout().lock();
-    match stdout.write_all(table.as_bytes()).and_then(|()| stdout.flush()) {
-        Ok(()) => {}
-        Err(e) if e.kind() == ErrorKind::BrokenPipe && written.is_ok() => sys::die_by_signal(SIGPIPE),
-        Err(e) => {
-            print_lines(&format!("standard output: {}", plain_error(&e)));
-            return written.map(|()| EXIT_USAGE);
-        }
-    }
-    written.map(|()| EXIT_DONE)
+    print_measured(&report::table(&results, bench.plan.rounds), written)
 }
 
 type Test = fn(&mut Bench, TransportKind) -> Result<Vec<Row>, Fatal>;
@@ -193,33 +175,4 @@ fn failed(doing: &str, why: impl Display) -> Fatal {
 /// The result of a limit's measurement.
 fn limit<T>(result: OsResult<T>) -> Result<T, Fatal> {
     result.map_err(|e| failed("measuring a limit", e))
-}
-
-/// One figure in every round.
-#[derive(Clone, Copy, Debug, PartialEq)]
-struct Summary {
-    median: f64,
-    min: f64,
-    max: f64,
-}
-
-/// Sums up one figure of the samples, of which there is at least one. The median of an even number is the upper one.
-fn summary<T>(samples: &[T], figure: impl Fn(&T) -> f64) -> Summary {
-    let mut figures: Vec<f64> = samples.iter().map(figure).collect();
-    figures.sort_unstable_by(f64::total_cmp);
-    let last = figures.len().checked_sub(1).expect("at least one round was measured");
-    Summary { median: figures[figures.len() / 2], min: figures[0], max: figures[last] }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn summaries() {
-        let of = |figures: &[f64]| summary(figures, |f| *f);
-        assert_eq!(of(&[3.0, 1.0, 2.0]), Summary { median: 2.0, min: 1.0, max: 3.0 });
-        assert_eq!(of(&[5.0]), Summary { median: 5.0, min: 5.0, max: 5.0 });
-        assert_eq!(of(&[4.0, 1.0]), Summary { median: 4.0, min: 1.0, max: 4.0 });
-    }
 }

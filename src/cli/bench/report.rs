@@ -1,14 +1,13 @@
 //! What the measurements become: JSON for programs, a table for people, and progress while they run.
 
-use super::Summary;
 use super::WORKERS;
 use crate::TransportKind;
+use crate::cli::figures::{Summary, columns, figure};
 use crate::cli::machine::Machine;
-use crate::cli::report::print_lines;
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use crate::cli::report::{measuring_bar, print_lines};
+use indicatif::ProgressBar;
 use serde::Serialize;
 use std::fmt::Write;
-use std::io::IsTerminal;
 
 /// All that a run found: the shape of the JSON file.
 #[derive(Debug, Serialize)]
@@ -109,21 +108,6 @@ impl Row {
     }
 }
 
-/// Three significant digits, more before the point; millions and thousands as such.
-fn figure(n: f64) -> String {
-    let (n, suffix) = match n.abs() {
-        a if a >= 1e6 => (n / 1e6, " M"),
-        a if a >= 1e4 => (n / 1e3, " k"),
-        _ => (n, ""),
-    };
-    let decimals = match n.abs() {
-        a if a >= 99.95 => 0,
-        a if a >= 9.995 => 1,
-        _ => 2,
-    };
-    format!("{n:.decimals$}{suffix}")
-}
-
 /// The table, with a line about the machine above it.
 pub(super) fn table(results: &Results, rounds: u32) -> String {
     let machine = &results.machine;
@@ -138,19 +122,7 @@ pub(super) fn table(results: &Results, rounds: u32) -> String {
     let heads = ["test", "transport", "value", "", "unit", "limit", "ratio", "better", "limit is"];
     let mut lines = vec![heads.map(str::to_owned)];
     lines.extend(results.results.iter().map(cells));
-    let width = |column: usize| lines.iter().map(|cells| cells[column].chars().count()).max().unwrap_or(0);
-    let widths: [usize; 9] = std::array::from_fn(width);
-    for cells in &lines {
-        let mut line = String::new();
-        for (column, (cell, width)) in cells.iter().zip(widths).enumerate() {
-            let _ = match column {
-                2 | 5 | 6 => write!(line, "{cell:>width$}  "),
-                _ => write!(line, "{cell:<width$}  "),
-            };
-        }
-        text.push_str(line.trim_end());
-        text.push('\n');
-    }
+    text.push_str(&columns(&lines, &[2, 5, 6]));
     text
 }
 
@@ -184,15 +156,7 @@ pub(super) struct Progress {
 
 impl Progress {
     pub(super) fn new(tests: usize) -> Self {
-        // Drawn only when told to: a ticking thread would forbid the forks.
-        let bar = std::io::stderr().is_terminal().then(|| {
-            let bar = ProgressBar::with_draw_target(Some(tests as u64), ProgressDrawTarget::stderr());
-            if let Ok(style) = ProgressStyle::with_template("seqpool: {bar:24} {pos}/{len}  {elapsed_precise}  {msg}") {
-                bar.set_style(style);
-            }
-            bar
-        });
-        Self { bar, test: String::new() }
+        Self { bar: measuring_bar(tests as u64), test: String::new() }
     }
 
     /// A test begins.
@@ -242,14 +206,6 @@ mod tests {
         let value = Summary { median: 6.0, min: 5.0, max: 9.0 };
         let limit = Summary { median: 4.0, min: 3.0, max: 5.0 };
         subject.row(value, limit, "bare").with("p99", 12.25)
-    }
-
-    #[test]
-    fn figures_are_short() {
-        let all = [(0.0, "0.00"), (6.254, "6.25"), (9.999, "10.0"), (62.54, "62.5"), (99.99, "100"), (6254.2, "6254")];
-        for (n, want) in all.into_iter().chain([(62_540.0, "62.5 k"), (14_812_345.0, "14.8 M"), (-3.456, "-3.46")]) {
-            assert_eq!(figure(n), want);
-        }
     }
 
     #[test]

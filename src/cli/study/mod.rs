@@ -24,18 +24,14 @@ pub mod trial;
 
 use super::args::{ComputeKind, StudyArgs, SupplyKind, TransferKind};
 use super::machine::Machine;
-use super::report::{EXIT_DONE, EXIT_USAGE, Fatal, StatsFile, plain_error, print_lines};
-use crate::sys::{self, SignalsBlocked};
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use super::report::{Fatal, measuring_bar, print_lines, print_measured, with_file};
 use plan::{Compute, Plan, Server, Supply, Transfer};
 use servers::Measured;
-use std::io::{ErrorKind, IsTerminal, Write};
+use std::io::Write;
 use std::num::NonZeroU32;
-use std::path::Path;
 use std::time::Duration;
 use timeline::Timeline;
 
-const SIGPIPE: i32 = 13;
 /// Longest time of a job or of a message: a run must end while somebody waits.
 const DURATION_MAX: Duration = Duration::from_secs(1);
 /// Shortest time of a part of a message: below this what is measured is the machine, not the servers.
@@ -141,13 +137,6 @@ fn runs(args: &StudyArgs) -> Result<Vec<Run>, Fatal> {
     Ok(runs)
 }
 
-/// Opens a file for `then`, which no signal interrupts: a temporary file must not stay behind.
-fn with_file(option: &str, path: &Path, then: impl FnOnce(StatsFile) -> std::io::Result<()>) -> Result<(), Fatal> {
-    let fatal = |e: std::io::Error| Fatal(format!("--{option}: {}: {}", path.display(), plain_error(&e)));
-    let _blocked = SignalsBlocked::new().map_err(|e| fatal(e.into()))?;
-    StatsFile::create(path).and_then(then).map_err(fatal)
-}
-
 /// Runs the study. The exit code.
 pub(super) fn run(args: StudyArgs) -> Result<u8, Fatal> {
     let mut runs = runs(&args)?;
@@ -187,29 +176,13 @@ pub(super) fn run(args: StudyArgs) -> Result<u8, Fatal> {
             _ => file.write_with(|file| picture::perfetto(&chart(), file)),
         }),
     });
-    let mut stdout = std::io::stdout().lock();
-    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
-        Ok(()) => {}
-        Err(e) if e.kind() == ErrorKind::BrokenPipe && written.is_ok() => sys::die_by_signal(SIGPIPE),
-        Err(e) => {
-            print_lines(&format!("standard output: {}", plain_error(&e)));
-            return written.map(|()| EXIT_USAGE);
-        }
-    }
-    written.map(|()| EXIT_DONE)
+    print_measured(&text, written)
 }
 
 /// Measures all runs in turn, as often as asked, so that a change of the machine's mood meets all alike.
 fn measure(runs: &mut [Run], repeat: u32) -> Result<(), Fatal> {
     let steps = u64::from(repeat) * runs.len() as u64;
-    // Drawn only when told to: a ticking thread would forbid the forks.
-    let bar = std::io::stderr().is_terminal().then(|| {
-        let bar = ProgressBar::with_draw_target(Some(steps), ProgressDrawTarget::stderr());
-        if let Ok(style) = ProgressStyle::with_template("seqpool: {bar:24} {pos}/{len}  {elapsed_precise}  {msg}") {
-            bar.set_style(style);
-        }
-        bar
-    });
+    let bar = measuring_bar(steps);
     if bar.is_none() {
         print_lines(&format!("measuring {} runs {repeat} times", runs.len()));
     }
