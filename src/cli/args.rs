@@ -85,7 +85,8 @@ Exit codes:
 Examples:
   seqpool study
   seqpool study --transfer wait --workers 6
-  seqpool study --supply queue --svg study.svg --html study.html";
+  seqpool study --supply queue --svg study.svg --html study.html
+  seqpool study waits --json waits.json";
 
 /// A crash-proof process pool: runs each record of its input as a job in forked workers.
 #[derive(Debug, Parser)]
@@ -126,13 +127,17 @@ pub(crate) enum Command {
     /// Runs a job server that blocks and one that does not on real processes and sockets, with workers that take the same
     /// time for each job and workers that do not, and with transfers that are the server's own work or that wait for the
     /// worker. Draws what a model predicts and what happened in the same letters, and says what follows.
-    #[command(display_name = "seqpool", after_help = STUDY)]
+    #[command(display_name = "seqpool", after_help = STUDY, args_conflicts_with_subcommands = true)]
     Study(StudyArgs),
 }
 
 /// The options of `seqpool study`.
 #[derive(Debug, Args)]
 pub(crate) struct StudyArgs {
+    /// A short experiment instead.
+    #[command(subcommand)]
+    pub(crate) experiment: Option<Experiment>,
+
     /// Worker processes, from 1 to 64
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=64))]
     pub(crate) workers: u16,
@@ -194,6 +199,50 @@ pub(crate) struct StudyArgs {
     /// Write every span as a trace that ui.perfetto.dev opens
     #[arg(long, value_name = "FILE")]
     pub(crate) perfetto: Option<PathBuf>,
+}
+
+/// The short experiments: facts that the pool's design rests on.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Experiment {
+    /// How to wait for an answer: sleep, spin, spin with sched_yield; with and without pauses
+    ///
+    /// Sends a message of 64 bytes there and back between two processes, with bare system calls, in every way of waiting:
+    /// median time of an exchange.
+    #[command(display_name = "seqpool")]
+    Waits(ExperimentArgs),
+
+    /// How many frames to put in a packet: jobs a second and system calls a job
+    ///
+    /// Sends frames of 64 bytes, packed in packets of ever more, to two processes that parse and upper-case each of them, with
+    /// bare system calls.
+    #[command(display_name = "seqpool")]
+    Packing(ExperimentArgs),
+
+    /// What a fork costs from a process that has ever more memory
+    ///
+    /// Forks a process that exits at once, and waits for it, from one that has from 0 to 2048 MiB resident, or as much as
+    /// half of what the machine has available.
+    #[command(display_name = "seqpool")]
+    Fork(ExperimentArgs),
+
+    /// Whether spinning pays when there are more processes than CPUs
+    ///
+    /// Sends a message of 64 bytes to 1, 2 and 4 processes in turn, and back, with bare system calls, when all spin with
+    /// sched_yield before they sleep, and when all sleep at once: median time of an exchange.
+    #[command(display_name = "seqpool")]
+    Oversubscribed(ExperimentArgs),
+}
+
+/// The options of each short experiment.
+#[derive(Debug, Args)]
+pub(crate) struct ExperimentArgs {
+    /// Times that everything is measured, in turn; the median is shown
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub(crate) repeat: u32,
+
+    /// Write the machine and all rows as JSON
+    #[arg(long, value_name = "FILE")]
+    pub(crate) json: Option<PathBuf>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

@@ -1,7 +1,7 @@
 //! What only the command needs of the kernel.
 //!
 //! # Source
-//! `setsid(2)`, `fcntl(2)` (`F_SETPIPE_SZ`), `pipe(7)`, `waitpid(2)`, `prctl(2)` (`PR_SET_TIMERSLACK`),
+//! `setsid(2)`, `fcntl(2)` (`F_SETPIPE_SZ`), `pipe(7)`, `waitpid(2)`, `prctl(2)` (`PR_SET_TIMERSLACK`, `PR_SET_THP_DISABLE`),
 //! `sched_setaffinity(2)`, `sigprocmask(2)`, `clock_nanosleep(2)`, `wait4(2)`, `getrusage(2)`.
 
 use super::{Exit, OsError, OsResult, Pid, clock, retry_interrupted, retry_nix};
@@ -85,6 +85,11 @@ pub(crate) fn sleep_until(deadline_ns: u64) -> OsResult<()> {
 pub(crate) fn set_timer_slack(ns: u64) -> OsResult<()> {
     // Zero would set the default back.
     retry_nix("prctl", || nix::sys::prctl::set_timerslack(ns.max(1)))
+}
+
+/// From now on this process's memory, and that of children forked from now on, is in pages of the smallest size only.
+pub(crate) fn forbid_huge_pages() -> OsResult<()> {
+    retry_nix("prctl", || nix::sys::prctl::set_thp_disable(true))
 }
 
 /// The CPUs that this process may run on.

@@ -3,11 +3,12 @@
 //! A `plan` says what a run does. The `model` predicts its `timeline`. `servers` carries it out with real processes: one
 //! serves (`serve`), the others compute (`peer`), they exchange frames (`message`) over real sockets, and what the server
 //! records becomes a timeline too (`record`). All that is shown (`diagram`, `picture`, `report`) is drawn from timelines, so
-//! that prediction and measurement are treated alike.
+//! that prediction and measurement are treated alike. The short `experiments` share nothing with all that but the command.
 //!
 //! This process has one thread throughout: it forks.
 
 mod diagram;
+mod experiments;
 mod message;
 mod model;
 mod peer;
@@ -139,6 +140,9 @@ fn runs(args: &StudyArgs) -> Result<Vec<Run>, Fatal> {
 
 /// Runs the study. The exit code.
 pub(super) fn run(args: StudyArgs) -> Result<u8, Fatal> {
+    if let Some(experiment) = args.experiment {
+        return experiments::run(experiment);
+    }
     let mut runs = runs(&args)?;
     let files = [
         ("svg", &args.svg),

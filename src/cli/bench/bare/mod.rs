@@ -15,8 +15,8 @@ mod sleeps;
 
 pub use fork::fork_exit_wait;
 pub use fragments::fragments;
-pub use packed::{Packed, packed};
-pub use ping_pong::{Waiting, ping_pong};
+pub use packed::{FRAME_SIZE, Packed, packed};
+pub use ping_pong::{PingPong, Waiting, ping_pong};
 pub use sleeps::{Slept, sleeps};
 
 use crate::sys::{self, Forked, Linux, OsError, OsResult, Pid, Received, Sent, Sys, Wait};

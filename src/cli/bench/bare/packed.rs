@@ -15,7 +15,8 @@ use std::time::Duration;
 const HEADER_SIZE: usize = 24;
 /// Bytes of a job's body.
 const BODY_SIZE: usize = 64;
-const FRAME_SIZE: usize = HEADER_SIZE + BODY_SIZE;
+/// Bytes of a frame.
+pub const FRAME_SIZE: usize = HEADER_SIZE + BODY_SIZE;
 
 const KIND_JOB: u16 = 1;
 const KIND_RESULT: u16 = 2;
@@ -27,6 +28,7 @@ pub struct Packed {
     epoll: OwnedFd,
     sent: Box<[u8]>,
     received: Box<[u8]>,
+    calls: u64,
 }
 
 impl Packed {
@@ -45,7 +47,7 @@ impl Packed {
             })
             .collect::<OsResult<Vec<Peer>>>()?;
         let buffer = || vec![0; size].into_boxed_slice();
-        Ok(Self { peers, epoll, sent: buffer(), received: buffer() })
+        Ok(Self { peers, epoll, sent: buffer(), received: buffer(), calls: 0 })
     }
 
     /// Runs `jobs` jobs of 64 bytes, with at most `window` packets on their way to and from each peer; how long it took.
@@ -66,20 +68,25 @@ impl Packed {
                 if next < jobs {
                     let size = fill(&mut self.sent, &body, &mut next, jobs);
                     peer.send(&self.sent[..size], Wait::Never)?;
+                    self.calls += 1;
                 }
             }
         }
         while done < jobs {
             Linux.epoll_wait(self.epoll.as_fd(), &mut events, None)?;
+            self.calls += 1;
             for (index, _) in events.iter() {
                 let peer = &self.peers[index as usize];
-                while let Some(size) = peer.recv(&mut self.received, Wait::Never)? {
+                loop {
+                    self.calls += 1;
+                    let Some(size) = peer.recv(&mut self.received, Wait::Never)? else { break };
                     let (frames, wrong_here) = check(&self.received[..size]);
                     done += frames;
                     wrong += wrong_here;
                     if next < jobs {
                         let size = fill(&mut self.sent, &body, &mut next, jobs);
                         peer.send(&self.sent[..size], Wait::Never)?;
+                        self.calls += 1;
                     }
                 }
             }
@@ -87,6 +94,11 @@ impl Packed {
         let took = Duration::from_nanos(Linux.now_ns() - started_ns);
         assert_eq!((done, wrong), (jobs, 0), "jobs answered, and answered wrongly");
         Ok(took)
+    }
+
+    /// System calls that this process has made in all runs so far; each peer makes two for a packet.
+    pub fn calls(&self) -> u64 {
+        self.calls
     }
 }
 
