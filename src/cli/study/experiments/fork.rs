@@ -17,7 +17,7 @@ const SHARE: u64 = 2;
 /// A sample is the median of so many forks,
 const FORKS: usize = 20;
 /// or of fewer, when they take longer.
-const FORKS_TIME: Duration = Duration::from_millis(200);
+const FORKS_TIME: Duration = Duration::from_millis(100);
 /// Bytes of the smallest page on any machine: touching one in so many touches all.
 const PAGE_SIZE: usize = 4096;
 
@@ -28,7 +28,7 @@ pub(super) struct Case {
 
 pub(super) struct Fork {
     available_mib: u64,
-    /// Memory that has been touched, as much as the case before the next needed.
+    /// Memory that has been touched: what each case has beyond the one before it.
     held: Vec<Vec<u8>>,
 }
 
@@ -49,8 +49,8 @@ impl Fork {
 
     /// Holds so much memory, and sees that it is there.
     fn hold(&mut self, mib: u64) -> Result<(), Fatal> {
-        if mib < self.held_mib() {
-            self.held.clear();
+        while mib < self.held_mib() {
+            self.held.pop();
         }
         let more = ((mib - self.held_mib()) << 20) as usize;
         if more > 0 {

@@ -1,8 +1,8 @@
 //! Short experiments: facts that the pool's design rests on, each measured in a few seconds.
 //!
 //! They make exchanges with bare system calls (`bench::bare`), nothing of the pool in between. An experiment is a list of
-//! cases; all are measured in turn, as often as asked, so that a change of the machine's mood meets all alike. What
-//! follows is said in words that are chosen by the figures: where they do not bear out the lesson, the words say so.
+//! cases; all are measured in turn, as often as asked, forth and back (A B B A), so that a change of the machine's mood
+//! meets all alike. What follows is said in words that are chosen by the figures: where they do not bear out the lesson, the words say so.
 
 mod fork;
 mod oversubscribed;
@@ -24,9 +24,11 @@ const PAYLOAD: usize = 64;
 const SAMPLE_TIME: Duration = Duration::from_millis(100);
 /// or after so many.
 const SAMPLE_ROUNDS: usize = 5000;
-/// Medians within this factor of each other are called alike: the same thing measured twice on a machine that others use
+/// Figures within this factor of each other are called alike: the same thing measured twice on a machine that others use
 /// too differs as much.
 const ALIKE: f64 = 1.25;
+/// From this factor on, the larger of two figures is mostly what it has beyond the other.
+const MOSTLY: f64 = 2.0;
 
 /// A short experiment.
 trait Experiment {
@@ -82,7 +84,7 @@ pub(super) fn run(experiment: args::Experiment) -> Result<u8, Fatal> {
         args::Experiment::Waits(args) => make(waits::Waits::new()?, &args),
         args::Experiment::Packing(args) => make(packing::Packing::new()?, &args),
         args::Experiment::Fork(args) => make(fork::Fork::new()?, &args),
-        args::Experiment::Oversubscribed(args) => make(oversubscribed::Oversubscribed, &args),
+        args::Experiment::Oversubscribed(args) => make(oversubscribed::Oversubscribed::new()?, &args),
     }
 }
 
@@ -116,12 +118,17 @@ fn measure<E: Experiment>(experiment: &mut E, repeat: u32) -> Result<Vec<Row<E::
     }
     let mut samples = vec![Vec::new(); cases.len()];
     for round in 1..=repeat {
-        for (case, samples) in cases.iter().zip(&mut samples) {
+        let mut order: Vec<usize> = (0..cases.len()).collect();
+        if round.is_multiple_of(2) {
+            order.reverse();
+        }
+        for index in order {
+            let case = &cases[index];
             if let Some(bar) = &bar {
                 bar.set_message(format!("{}, round {round} of {repeat}", E::labels(case).join(", ")));
                 bar.tick();
             }
-            samples.push(experiment.measure(case)?);
+            samples[index].push(experiment.measure(case)?);
             if let Some(bar) = &bar {
                 bar.inc(1);
             }
@@ -143,7 +150,8 @@ fn text<E: Experiment>(machine: &Machine, note: &str, rows: &[Row<E::Case>], rep
     let mut text = String::new();
     // Writing to a string cannot fail.
     let _ = writeln!(text, "{machine}");
-    let _ = writeln!(text, "{}; median (least … greatest) of {repeat}, in turn", E::SUBJECT);
+    let _ = writeln!(text, "{}", E::SUBJECT);
+    let _ = writeln!(text, "median (least … greatest) of {repeat}, in turn");
     if !note.is_empty() {
         let _ = writeln!(text, "{note}");
     }
@@ -161,7 +169,7 @@ fn text<E: Experiment>(machine: &Machine, note: &str, rows: &[Row<E::Case>], rep
     text
 }
 
-/// How one median stands to another.
+/// How one figure stands to another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Told {
     Less,
@@ -182,6 +190,15 @@ fn times(ratio: f64) -> String {
     match ratio {
         r if r >= 9.95 => format!("{r:.0} times"),
         r => format!("{r:.1} times"),
+    }
+}
+
+/// How fast something is that takes `a`, beside something that takes `than`.
+fn as_fast(a: f64, than: f64) -> String {
+    match tell(a, than) {
+        Told::Less => format!("{} as fast as", times(than / a)),
+        Told::Alike => "no faster and no slower than".to_owned(),
+        Told::More => format!("{} as slow as", times(a / than)),
     }
 }
 

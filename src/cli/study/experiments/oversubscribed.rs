@@ -1,43 +1,85 @@
 //! Whether spinning pays when there are more processes than CPUs.
 
-use super::{Experiment, PAYLOAD, Row, SAMPLE_ROUNDS, SAMPLE_TIME, Told, failed, median_us, tell, times};
+use super::{Experiment, PAYLOAD, Row, SAMPLE_ROUNDS, SAMPLE_TIME, as_fast, failed, median_us};
 use crate::cli::bench::bare::{PingPong, Waiting};
 use crate::cli::figures::figure;
 use crate::cli::machine::Machine;
 use crate::cli::report::Fatal;
 use crate::limits::SPIN_NS_MAX;
+use crate::sys;
 use serde::Serialize;
 use std::time::Duration;
 
 const WORKERS: [usize; 3] = [1, 2, 4];
-/// How long all spin, if they do: as the pool does. Units: microseconds.
-const SPIN_US: u64 = SPIN_NS_MAX / 1000;
+
+/// What all sides do until a message is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+enum Way {
+    /// Wherever the kernel puts them.
+    #[serde(rename = "sleep")]
+    Sleep,
+    /// As they are while workers compute.
+    #[serde(rename = "sleep, host and workers on two CPUs")]
+    SleepApart,
+    /// As the pool does.
+    #[serde(rename = "spin with sched_yield")]
+    Spin,
+}
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub(super) struct Case {
     workers: usize,
+    waiting: Way,
     /// At most, before sleeping; 0: no spin.
     spin_us: u64,
 }
 
-pub(super) struct Oversubscribed;
+impl Case {
+    fn of(workers: usize, waiting: Way) -> Self {
+        let spin_us = if waiting == Way::Spin { SPIN_NS_MAX / 1000 } else { 0 };
+        Self { workers, waiting, spin_us }
+    }
+}
+
+pub(super) struct Oversubscribed {
+    has_two_cpus: bool,
+}
+
+impl Oversubscribed {
+    pub(super) fn new() -> Result<Self, Fatal> {
+        let cpus = sys::affinity().map_err(|e| failed("oversubscribed", e))?;
+        Ok(Self { has_two_cpus: cpus.len() >= 2 })
+    }
+}
 
 impl Experiment for Oversubscribed {
     type Case = Case;
     const NAME: &'static str = "oversubscribed";
-    const SUBJECT: &'static str = "64 bytes to one worker after the other and back, one at a time";
-    const LABELS: [&'static str; 2] = ["workers", "waiting, workers and host"];
+    const SUBJECT: &'static str = "64 bytes to one worker after the other and back, one at a time; all wait alike";
+    const LABELS: [&'static str; 2] = ["workers", "waiting"];
     const UNITS: &'static [&'static str] = &["µs"];
 
     fn cases(&self) -> Vec<Case> {
-        WORKERS.into_iter().flat_map(|workers| [0, SPIN_US].map(|spin_us| Case { workers, spin_us })).collect()
+        let mut ways = vec![Way::Sleep, Way::Spin];
+        if self.has_two_cpus {
+            ways.insert(1, Way::SleepApart);
+        }
+        WORKERS.into_iter().flat_map(|workers| ways.iter().map(move |&way| Case::of(workers, way))).collect()
+    }
+
+    fn note(&self) -> String {
+        match self.has_two_cpus {
+            true => String::new(),
+            false => "sleeping on two CPUs is left out: this process may use one only".to_owned(),
+        }
     }
 
     fn measure(&mut self, case: &Case) -> Result<Vec<f64>, Fatal> {
         let exchange = PingPong {
-            waiting: match case.spin_us {
-                0 => Waiting::Sleep,
-                _ => Waiting::Spin,
+            waiting: match case.waiting {
+                Way::Sleep => Waiting::Sleep,
+                Way::SleepApart => Waiting::SleepApart,
+                Way::Spin => Waiting::Spin,
             },
             peers: case.workers,
             idle: 0,
@@ -51,55 +93,41 @@ impl Experiment for Oversubscribed {
     }
 
     fn labels(case: &Case) -> [String; 2] {
-        let waiting = match case.spin_us {
-            0 => "sleep".to_owned(),
-            us => format!("spin with sched_yield, {us} µs"),
+        let waiting = match case.waiting {
+            Way::Sleep => "sleep".to_owned(),
+            Way::SleepApart => "sleep, host and workers on two CPUs".to_owned(),
+            Way::Spin => format!("spin with sched_yield, {} µs", case.spin_us),
         };
         [case.workers.to_string(), waiting]
     }
 
     fn follows(rows: &[Row<Case>], machine: &Machine) -> Vec<String> {
-        let of = |workers: usize, spin_us: u64| {
-            rows.iter().find(|row| row.case == Case { workers, spin_us }).map(|row| row.summary.median)
+        let of = |workers, way| {
+            let case = Case::of(workers, way);
+            rows.iter().find(|row| row.case == case).map(|row| row.summary.median)
         };
-        let pairs: Vec<(usize, f64, f64)> =
-            WORKERS.into_iter().filter_map(|workers| Some((workers, of(workers, 0)?, of(workers, SPIN_US)?))).collect();
-        // The host is a process too.
-        let (over, under): (Vec<_>, Vec<_>) = pairs.into_iter().partition(|(workers, ..)| workers + 1 > machine.usable);
         let mut said = Vec::new();
-        if !under.is_empty() {
-            said.push(format!("With no more processes than CPUs ({}), {}.", machine.usable, verdict(&under)));
+        for workers in WORKERS {
+            let (Some(spin), Some(sleep)) = (of(workers, Way::Spin), of(workers, Way::Sleep)) else { continue };
+            let apart = of(workers, Way::SleepApart);
+            let apart = apart.map(|apart| format!(", {} on two CPUs", as_fast(spin, apart))).unwrap_or_default();
+            said.push(format!(
+                "{workers} {} and a host on {}: spinning with yields ({} µs) is {} sleeping where the kernel puts \
+                 them{apart}.",
+                if workers == 1 { "worker" } else { "workers" },
+                if machine.usable == 1 { "1 CPU".to_owned() } else { format!("{} CPUs", machine.usable) },
+                figure(spin),
+                as_fast(spin, sleep)
+            ));
         }
-        said.push(match over.is_empty() {
-            false => format!("With more processes than CPUs ({}), {}.", machine.usable, verdict(&over)),
-            true => format!(
-                "Nothing follows for more processes than CPUs: there are {} here; `taskset -c 0,1` takes all but two away.",
-                machine.usable
-            ),
-        });
+        // The host is a process too.
+        if WORKERS.iter().all(|workers| *workers < machine.usable) {
+            said.push(
+                "Nothing follows for more processes than CPUs: `taskset -c 0,1` takes all but two away.".to_owned(),
+            );
+        }
         said
     }
-}
-
-/// Of pairs of figures, asleep and spinning, by workers.
-fn verdict(pairs: &[(usize, f64, f64)]) -> String {
-    let told: Vec<Told> = pairs.iter().map(|&(_, sleep, spin)| tell(spin, sleep)).collect();
-    let each: Vec<String> = pairs
-        .iter()
-        .map(|&(workers, sleep, spin)| {
-            let many = if workers == 1 { "worker" } else { "workers" };
-            format!("{workers} {many}: {} against {} µs asleep", figure(spin), figure(sleep))
-        })
-        .collect();
-    let each = each.join("; ");
-    let least = pairs.iter().map(|(_, sleep, spin)| sleep / spin).fold(f64::INFINITY, f64::min);
-    if told.iter().all(|told| *told == Told::Less) {
-        return format!("spinning with yields pays, at least {} ({each})", times(least));
-    }
-    if told.contains(&Told::More) {
-        return format!("spinning with yields costs more than it brings, in part or always ({each})");
-    }
-    format!("spinning with yields does not pay throughout in this run ({each})")
 }
 
 #[cfg(test)]
@@ -109,38 +137,46 @@ mod tests {
 
     fn said(usable: usize, spin: impl Fn(usize) -> f64) -> String {
         let row = |case: Case| {
-            let median = if case.spin_us == 0 { 50.0 } else { spin(case.workers) };
+            let median = match case.waiting {
+                Way::Sleep => 10.0,
+                Way::SleepApart => 50.0,
+                Way::Spin => spin(case.workers),
+            };
             Row { case, summary: Summary { median, min: median, max: median }, unit: "µs" }
         };
-        let rows: Vec<Row<Case>> = Oversubscribed.cases().into_iter().map(row).collect();
+        let rows: Vec<Row<Case>> = Oversubscribed { has_two_cpus: usable > 1 }.cases().into_iter().map(row).collect();
         let machine = Machine { usable, ..Machine::of_this_process(None) };
         Oversubscribed::follows(&rows, &machine).join("\n")
     }
 
     #[test]
     fn the_expected_lesson() {
-        let text = said(2, |workers| 5.0 * workers as f64);
-        let under =
-            "With no more processes than CPUs (2), spinning with yields pays, at least 10 times (1 worker: 5.00 ";
-        let over = "With more processes than CPUs (2), spinning with yields pays, at least 2.5 times (2 workers: 10.0 against \
-                    50.0 µs asleep; 4 workers: 20.0 against 50.0 µs asleep).";
-        assert!(text.starts_with(under) && text.ends_with(over), "{text}");
+        assert_eq!(
+            said(2, |workers| 2.5 * workers as f64),
+            "1 worker and a host on 2 CPUs: spinning with yields (2.50 µs) is 4.0 times as fast as sleeping where \
+             the kernel puts them, 20 times as fast as on two CPUs.\n\
+             2 workers and a host on 2 CPUs: spinning with yields (5.00 µs) is 2.0 times as fast as sleeping where \
+             the kernel puts them, 10 times as fast as on two CPUs.\n\
+             4 workers and a host on 2 CPUs: spinning with yields (10.0 µs) is no faster and no slower than sleeping \
+             where the kernel puts them, 5.0 times as fast as on two CPUs."
+        );
     }
 
     #[test]
     fn figures_that_contradict_it() {
-        let text = said(2, |workers| if workers == 4 { 80.0 } else { 5.0 });
-        assert!(
-            text.contains("With more processes than CPUs (2), spinning with yields costs more than it brings"),
-            "{text}"
-        );
-        let text = said(1, |_| 50.0);
-        assert!(
-            text.starts_with("With more processes than CPUs (1), spinning with yields does not pay through"),
-            "{text}"
-        );
-        assert_eq!(text.lines().count(), 1);
+        let text = said(2, |_| 80.0);
+        let words = "4 workers and a host on 2 CPUs: spinning with yields (80.0 µs) is 8.0 times as slow as sleeping \
+                     where the kernel puts them, 1.6 times as slow as on two CPUs.";
+        assert!(text.ends_with(words), "{text}");
+        let text = said(1, |_| 10.0);
+        assert!(text.starts_with("1 worker and a host on 1 CPU: spinning with yields (10.0 µs) is no fas"), "{text}");
+        assert!(!text.contains("two CPUs"), "{text}");
+    }
+
+    #[test]
+    fn enough_cpus_teach_nothing() {
         let text = said(64, |_| 5.0);
-        assert!(text.contains("Nothing follows for more processes than CPUs: there are 64 here"), "{text}");
+        assert!(text.contains("\nNothing follows for more processes than CPUs: "), "{text}");
+        assert!(!said(4, |_| 5.0).contains("Nothing follows"));
     }
 }

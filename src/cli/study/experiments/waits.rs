@@ -1,6 +1,6 @@
 //! How to wait for an answer.
 
-use super::{Experiment, PAYLOAD, Row, SAMPLE_ROUNDS, SAMPLE_TIME, Told, failed, median_us, tell, times};
+use super::{Experiment, MOSTLY, PAYLOAD, Row, SAMPLE_ROUNDS, SAMPLE_TIME, Told, as_fast, failed, median_us, tell};
 use crate::cli::bench::bare::{PingPong, Waiting};
 use crate::cli::figures::figure;
 use crate::cli::machine::Machine;
@@ -130,88 +130,86 @@ impl Experiment for Waits {
     }
 
     fn follows(rows: &[Row<Case>], _: &Machine) -> Vec<String> {
-        let of = |way: Way, pause_us: u64| {
-            rows.iter().find(|row| row.case == Case { way, pause_us }).map(|row| row.summary.median)
-        };
-        let spin = |limit_us: u64, yields: bool, pause_us: u64| of(Way::Spin { limit_us, yields }, pause_us);
-        let [short_us, long_us] = SPINS_US;
+        let of =
+            |way: Way, pause_us: u64| rows.iter().find(|row| row.case == Case { way, pause_us }).map(|row| row.summary);
+        let [short_us, long_us] = SPINS_US.map(|limit_us| Way::Spin { limit_us, yields: true });
         let [no_pause_us, pause_us] = PAUSES_US;
+        let (Some(sleep), Some(one), Some(spin)) =
+            (of(Way::Sleep, no_pause_us), of(Way::SleepOnOneCpu, no_pause_us), of(short_us, no_pause_us))
+        else {
+            return Vec::new();
+        };
+        let two = of(Way::SleepOnTwoCpus, no_pause_us);
         let mut said = Vec::new();
-        if let (Some(one), Some(two)) = (of(Way::SleepOnOneCpu, no_pause_us), of(Way::SleepOnTwoCpus, no_pause_us)) {
-            said.push(of_a_wake_up(one, two));
-        }
-        if let (Some(sleep), Some(spin)) = (of(Way::Sleep, no_pause_us), spin(short_us, true, no_pause_us)) {
-            said.push(of_spinning(sleep, spin));
-        }
-        for pause_us in PAUSES_US {
-            if let (Some(without), Some(with)) = (spin(short_us, false, pause_us), spin(short_us, true, pause_us)) {
-                said.push(of_yields(pause_us, without, with));
-            }
-        }
-        if let (Some(short), Some(long)) = (spin(short_us, true, pause_us), spin(long_us, true, pause_us)) {
-            said.push(of_a_long_spin(pause_us, short, long));
+        said.extend(two.map(|two| of_a_wake_up(one.median, two.median)));
+        said.push(of_spinning(spin.median, sleep.median, two.map(|two| two.median)));
+        said.push(of_yields(rows));
+        if let (Some(short), Some(long)) = (of(short_us, pause_us), of(long_us, pause_us)) {
+            said.push(of_a_long_spin(pause_us, short.median, long.median));
         }
         said
     }
 }
 
 fn of_a_wake_up(one: f64, two: f64) -> String {
-    let figures = format!("{} µs on two CPUs, {} on one", figure(two), figure(one));
+    let figures = format!("Asleep, an exchange takes {} µs on two CPUs and {} on one", figure(two), figure(one));
     match tell(two, one) {
-        // What is more on two CPUs is more than what is common to both.
-        Told::More if two > 2.0 * one => {
-            format!("Asleep, an exchange takes {figures}: most of it is waking a core that sleeps.")
-        }
-        Told::More => {
-            format!("Asleep, an exchange takes {figures}: waking a core that sleeps is the smaller part of it.")
-        }
-        Told::Alike => format!("Asleep, an exchange takes {figures}: waking another core costs next to nothing here."),
-        Told::Less => format!("Asleep, an exchange takes {figures}: here it is better to wake another core."),
+        Told::More if two > MOSTLY * one => format!("{figures}: most of it is waking a core that sleeps."),
+        Told::More => format!("{figures}: waking a core that sleeps is the smaller part of it."),
+        Told::Alike => format!("{figures}: waking another core costs next to nothing here."),
+        Told::Less => format!("{figures}: here it is better to wake another core."),
     }
 }
 
-fn of_spinning(sleep: f64, spin: f64) -> String {
-    let figures = format!("{} against {} µs", figure(spin), figure(sleep));
-    match tell(spin, sleep) {
-        Told::Less => format!("Spinning with yields before sleeping is {} as fast ({figures}).", times(sleep / spin)),
-        Told::Alike => format!(
-            "Spinning with yields before sleeping brings nothing ({figures}), where the kernel puts both sides as it does here."
-        ),
-        Told::More => {
-            format!("Spinning with yields before sleeping is worse: {} as long ({figures}).", times(spin / sleep))
-        }
-    }
+fn of_spinning(spin: f64, sleep: f64, two: Option<f64>) -> String {
+    let two = two.map(|two| format!(", {} on two CPUs", as_fast(spin, two))).unwrap_or_default();
+    format!(
+        "Spinning with yields before sleeping ({} µs) is {} sleeping where the kernel puts both sides{two}.",
+        figure(spin),
+        as_fast(spin, sleep)
+    )
 }
 
-fn of_yields(pause_us: u64, without: f64, with: f64) -> String {
-    let figures = format!("{} against {} µs", figure(without), figure(with));
-    let when = match pause_us {
-        0 => "Without pauses".to_owned(),
-        _ => format!("With pauses of {pause_us} µs"),
+/// Judged by the worst sample: the kernel may put both sides on one CPU in one sample and not in the next.
+fn of_yields(rows: &[Row<Case>]) -> String {
+    let with_yields = |case: &Case| match case.way {
+        Way::Spin { limit_us, yields: false } => {
+            let way = Way::Spin { limit_us, yields: true };
+            rows.iter().find(|row| row.case == Case { way, ..*case }).map(|with| (limit_us, with.summary))
+        }
+        _ => None,
     };
-    match tell(without, with) {
-        Told::More => format!(
-            "{when}, a spin without sched_yield takes {} as long as one with it ({figures}): it starves the very process \
-             that it waits for.",
-            times(without / with)
-        ),
-        Told::Alike => format!("{when}, sched_yield in the spin makes no difference in this run ({figures})."),
-        Told::Less => format!("{when}, sched_yield in the spin costs more than it brings in this run ({figures})."),
+    let pairs = rows.iter().filter_map(|row| {
+        with_yields(&row.case).map(|(limit_us, with)| (limit_us, row.case.pause_us, row.summary, with))
+    });
+    let worst = pairs
+        .max_by(|(_, _, a, a_with), (_, _, b, b_with)| f64::total_cmp(&(a.max / a_with.max), &(b.max / b_with.max)));
+    let Some((limit_us, pause_us, without, with)) = worst else { return String::new() };
+    let when = format!("{limit_us} µs of spinning and pauses of {pause_us}");
+    let figures = format!("{} µs at worst without sched_yield, {} with it", figure(without.max), figure(with.max));
+    match tell(without.max, with.max) {
+        Told::More if without.max > MOSTLY * with.max => {
+            let often = if without.median > MOSTLY * with.median { "most" } else { "some" };
+            format!(
+                "A spin that does not yield starves the very process that it waits for, in {often} samples: {when} take \
+                 {figures}."
+            )
+        }
+        Told::More => format!("sched_yield helps a little: {when} take {figures}."),
+        Told::Alike => {
+            format!("sched_yield makes no difference in this run: {when} take {figures}, and others differ less.")
+        }
+        Told::Less => format!("sched_yield costs more than it brings in this run: {when} take {figures}."),
     }
 }
 
 fn of_a_long_spin(pause_us: u64, short: f64, long: f64) -> String {
     let [short_us, long_us] = SPINS_US;
+    let outlasts = format!("A spin of {long_us} µs outlasts a pause of {pause_us} µs, one of {short_us} does not");
     let figures = format!("{} µs instead of {}", figure(long), figure(short));
     match tell(long, short) {
-        Told::Less => format!(
-            "A spin of {long_us} µs outlasts a pause of {pause_us} µs, one of {short_us} does not: the other side is still \
-             awake, and answers in {figures}."
-        ),
-        _ => format!(
-            "A spin of {long_us} µs outlasts a pause of {pause_us} µs, one of {short_us} does not; in this run that brings \
-             nothing: {figures}."
-        ),
+        Told::Less => format!("{outlasts}: the other side is still awake, and answers in {figures}."),
+        _ => format!("{outlasts}; in this run that brings nothing: {figures}."),
     }
 }
 
@@ -220,62 +218,75 @@ mod tests {
     use super::*;
     use crate::cli::figures::Summary;
 
-    /// Rows of all cases, of which these have figures of their own.
-    fn rows(of: &dyn Fn(&Case) -> f64) -> Vec<Row<Case>> {
+    /// Rows of all cases: median and greatest.
+    fn rows(has_two_cpus: bool, of: &dyn Fn(&Case) -> (f64, f64)) -> Vec<Row<Case>> {
         let row = |case: Case| {
-            let median = of(&case);
-            Row { case, summary: Summary { median, min: median, max: median }, unit: "µs" }
+            let (median, max) = of(&case);
+            Row { case, summary: Summary { median, min: median, max }, unit: "µs" }
         };
-        Waits { has_two_cpus: true }.cases().into_iter().map(row).collect()
+        Waits { has_two_cpus }.cases().into_iter().map(row).collect()
     }
 
-    fn said(of: &dyn Fn(&Case) -> f64) -> String {
-        Waits::follows(&rows(of), &Machine::of_this_process(None)).join("\n")
+    fn said(of: &dyn Fn(&Case) -> (f64, f64)) -> String {
+        Waits::follows(&rows(true, of), &Machine::of_this_process(None)).join("\n")
     }
 
     #[test]
     fn the_expected_lesson() {
-        let text = said(&|case| match (case.way, case.pause_us) {
-            (Way::SleepOnOneCpu, _) => 8.0,
-            (Way::Sleep | Way::SleepOnTwoCpus, _) => 44.0,
-            (Way::Spin { yields: false, .. }, 200) => 216.0,
-            (Way::Spin { limit_us: 100, yields: true }, 200) => 60.0,
-            _ => 4.0,
-        });
+        let with = |starved: (f64, f64)| {
+            said(&|case| match (case.way, case.pause_us) {
+                (Way::SleepOnOneCpu, _) => (8.0, 9.0),
+                (Way::Sleep, _) => (7.5, 9.0),
+                (Way::SleepOnTwoCpus, _) => (44.0, 50.0),
+                (Way::Spin { limit_us: 100, yields: false }, 200) => starved,
+                (Way::Spin { limit_us: 100, yields: true }, 200) => (60.0, 70.0),
+                _ => (4.0, 5.0),
+            })
+        };
+        let text = with((216.0, 220.0));
         for words in [
-            "44.0 µs on two CPUs, 8.00 on one: most of it is waking a core that sleeps.",
-            "Spinning with yields before sleeping is 11 times as fast (4.00 against 44.0 µs).",
-            "Without pauses, sched_yield in the spin makes no difference in this run (4.00 against 4.00 µs).",
-            "With pauses of 200 µs, a spin without sched_yield takes 3.6 times as long as one with it (216 against 60.0 µs)",
-            "still awake, and answers in 4.00 µs instead of 60.0.",
+            "takes 44.0 µs on two CPUs and 8.00 on one: most of it is waking a core that sleeps.",
+            "(4.00 µs) is 1.9 times as fast as sleeping where the kernel puts both sides, 11 times as fast as on two CPUs.",
+            "waits for, in most samples: 100 µs of spinning and pauses of 200 take 220 µs at worst without sched_yield, 70.0 ",
+            "does not: the other side is still awake, and answers in 4.00 µs instead of 60.0.",
         ] {
             assert!(text.contains(words), "{words}\n{text}");
         }
-        assert_eq!(text.lines().count(), 5, "{text}");
+        assert_eq!(text.lines().count(), 4, "{text}");
+        assert!(
+            with((61.0, 2000.0))
+                .contains("waits for, in some samples: 100 µs of spinning and pauses of 200 take 2000 µs")
+        );
+        assert!(
+            with((61.0, 100.0))
+                .contains("sched_yield helps a little: 100 µs of spinning and pauses of 200 take 100 µs")
+        );
     }
 
     #[test]
     fn figures_that_contradict_it() {
         let text = said(&|case| match case.way {
-            Way::SleepOnOneCpu => 10.0,
-            Way::Spin { yields: true, .. } => 30.0,
-            _ => 7.5,
+            Way::SleepOnOneCpu => (10.0, 10.0),
+            Way::Spin { yields: true, .. } => (30.0, 30.0),
+            _ => (7.5, 7.5),
         });
         for words in [
-            "7.50 µs on two CPUs, 10.0 on one: here it is better to wake another core.",
-            "Spinning with yields before sleeping is worse: 4.0 times as long (30.0 against 7.50 µs).",
-            "With pauses of 200 µs, sched_yield in the spin costs more than it brings in this run (7.50 against 30.0 µs).",
+            "7.50 µs on two CPUs and 10.0 on one: here it is better to wake another core.",
+            "(30.0 µs) is 4.0 times as slow as sleeping where the kernel puts both sides, 4.0 times as slow as on two CPUs.",
+            "sched_yield costs more than it brings in this run: ",
             "in this run that brings nothing: 30.0 µs instead of 30.0.",
         ] {
             assert!(text.contains(words), "{words}\n{text}");
         }
-        let text = said(&|case| if case.way == Way::SleepOnTwoCpus { 15.0 } else { 10.0 });
-        assert!(
-            text.contains("15.0 µs on two CPUs, 10.0 on one: waking a core that sleeps is the smaller part"),
-            "{text}"
-        );
-        assert!(text.contains("before sleeping brings nothing (10.0 against 10.0 µs)"), "{text}");
-        assert!(said(&|_| 10.0).contains("waking another core costs next to nothing here."));
+        let text = said(&|case| if case.way == Way::SleepOnTwoCpus { (15.0, 15.0) } else { (10.0, 10.0) });
+        for words in [
+            "15.0 µs on two CPUs and 10.0 on one: waking a core that sleeps is the smaller part of it.",
+            "is no faster and no slower than sleeping where the kernel puts both sides, 1.5 times as fast as on two CPUs.",
+            "sched_yield makes no difference in this run: ",
+        ] {
+            assert!(text.contains(words), "{words}\n{text}");
+        }
+        assert!(said(&|_| (10.0, 10.0)).contains("waking another core costs next to nothing here."));
     }
 
     #[test]
@@ -283,7 +294,7 @@ mod tests {
         let one = Waits { has_two_cpus: false };
         assert_eq!(one.cases().len() + 2, Waits { has_two_cpus: true }.cases().len());
         assert!(one.note().contains("one only"));
-        let rows: Vec<Row<Case>> = rows(&|_| 1.0).into_iter().filter(|r| r.case.way != Way::SleepOnTwoCpus).collect();
-        assert!(!Waits::follows(&rows, &Machine::of_this_process(None)).join("").contains("two CPUs"));
+        let text = Waits::follows(&rows(false, &|_| (1.0, 1.0)), &Machine::of_this_process(None)).join("\n");
+        assert!(!text.contains("two CPUs") && text.lines().count() == 3, "{text}");
     }
 }
