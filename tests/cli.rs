@@ -824,7 +824,7 @@ fn options_that_do_not_work_yet_do_not_exist() {
         assert_eq!(ran.code(), 2, "{option}");
         assert!(ran.stderr.starts_with("seqpool: unexpected argument '--"), "{option}: {}", ran.stderr);
     }
-    for command in [&["serve"][..], &["submit"], &["status"], &["replay"], &["study", "waits"]] {
+    for command in [&["serve"][..], &["submit"], &["status"], &["replay"], &["study", "nonsense"]] {
         assert_eq!(run_command(seqpool(command), b"").code(), 2, "{command:?}");
     }
 }

@@ -236,9 +236,9 @@ pub(crate) enum Experiment {
 /// The options of each short experiment.
 #[derive(Debug, Args)]
 pub(crate) struct ExperimentArgs {
-    /// Times that everything is measured, in turn; the median is shown
-    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
-    pub(crate) repeat: u32,
+    /// Times that everything is measured, in turn; the median is shown [default: 5, fork: 3]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub(crate) repeat: Option<u32>,
 
     /// Write the machine and all rows as JSON
     #[arg(long, value_name = "FILE")]

@@ -29,8 +29,8 @@ pub(crate) fn figure(n: f64) -> String {
     let decimals = match n.abs() {
         a if a >= 99.95 => 0,
         a if a >= 9.995 => 1,
-        a if a >= 0.0995 || a < 1e-9 => 2,
-        a => (1.0 - a.log10().floor()) as usize,
+        a if (1e-9..0.0995).contains(&a) => (1.0 - a.log10().floor()) as usize,
+        _ => 2,
     };
     format!("{n:.decimals$}{suffix}")
 }

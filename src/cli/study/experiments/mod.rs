@@ -35,6 +35,8 @@ trait Experiment {
     /// One thing that is measured, by its labels; its fields in JSON.
     type Case: Clone + Serialize;
     const NAME: &'static str;
+    /// How often everything is measured unless told otherwise; odd, so that the median is a sample.
+    const REPEAT: u32 = 5;
     /// What is measured, in the line above the table.
     const SUBJECT: &'static str;
     /// Heads of the columns that tell the cases apart.
@@ -97,7 +99,8 @@ fn make<E: Experiment>(mut experiment: E, args: &ExperimentArgs) -> Result<u8, F
         })?;
     }
     let machine = Machine::of_this_process(None);
-    let rows = measure(&mut experiment, args.repeat)?;
+    let repeat = args.repeat.unwrap_or(E::REPEAT);
+    let rows = measure(&mut experiment, repeat)?;
     // What was measured is shown even if the file cannot be written after all.
     let written = match &args.json {
         Some(path) => {
@@ -106,7 +109,7 @@ fn make<E: Experiment>(mut experiment: E, args: &ExperimentArgs) -> Result<u8, F
         }
         None => Ok(()),
     };
-    print_measured(&text::<E>(&machine, &experiment.note(), &rows, args.repeat), written)
+    print_measured(&text::<E>(&machine, &experiment.note(), &rows, repeat), written)
 }
 
 /// Measures all cases in turn.

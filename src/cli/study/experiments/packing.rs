@@ -130,9 +130,9 @@ fn sample(frames: usize) -> OsResult<Vec<f64>> {
     let mut echo = Packed::start(WORKERS, frames)?;
     let warm_up = (WARM_UP_PACKETS * frames) as u64;
     let took = echo.run(WINDOW, warm_up)?.max(Duration::from_nanos(1));
-    // At least a packet of each window.
-    let fewest = (WORKERS * WINDOW * frames) as f64;
-    let jobs = (warm_up as f64 * SAMPLE_TIME.as_secs_f64() / took.as_secs_f64()).max(fewest) as u64;
+    let packets = WARM_UP_PACKETS as f64 * SAMPLE_TIME.as_secs_f64() / took.as_secs_f64();
+    // Whole packets, and each window is filled.
+    let jobs = (packets as u64).max((WORKERS * WINDOW) as u64) * frames as u64;
     let calls_before = echo.calls();
     let took = echo.run(WINDOW, jobs)?;
     let calls = echo.calls() - calls_before;
