@@ -185,7 +185,8 @@ fn of_yields(rows: &[Row<Case>]) -> String {
     let worst = pairs
         .max_by(|(_, _, a, a_with), (_, _, b, b_with)| f64::total_cmp(&(a.max / a_with.max), &(b.max / b_with.max)));
     let Some((limit_us, pause_us, without, with)) = worst else { return String::new() };
-    let when = format!("{limit_us} µs of spinning and pauses of {pause_us}");
+    let pauses = if pause_us == 0 { "no pauses".to_owned() } else { format!("pauses of {pause_us}") };
+    let when = format!("{limit_us} µs of spinning and {pauses}");
     let figures = format!("{} µs at worst without sched_yield, {} with it", figure(without.max), figure(with.max));
     match tell(without.max, with.max) {
         Told::More if without.max > MOSTLY * with.max => {
