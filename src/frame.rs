@@ -11,7 +11,7 @@
 //! | 7 | flags |
 //! | 8..16 | id; on a slot's socket `epoch << 32 \| seq` |
 //! | 16..20 | code: a job's handler, a result's status |
-//! | 20..24 | extra: a result's run time in nanoseconds, saturating |
+//! | 20..24 | extra: a result's run time in nanoseconds, saturating; a job's order to come to grief, else 0 |
 //! | 24.. | header block (`key:value\n` lines), then body, then padding to a multiple of 8 |
 //!
 //! A packet holds whole frames, back to back, and nothing else. Decoding borrows: no byte is copied.
@@ -121,7 +121,7 @@ pub struct Header {
     pub id: u64,
     /// A job's handler, a result's [`Status`].
     pub code: u32,
-    /// A result's run time in nanoseconds, saturating; else 0.
+    /// A result's run time in nanoseconds, saturating; a job's [`Fate`](crate::Fate) as a number, else 0.
     pub extra: u32,
 }
 

@@ -36,6 +36,7 @@
 #![deny(unsafe_code)]
 
 mod assembly;
+mod chaos;
 pub mod claim;
 #[cfg(feature = "cli")]
 #[doc(hidden)]
@@ -58,9 +59,10 @@ pub mod sys;
 mod transport;
 mod worker;
 
+pub use chaos::{Chaos, Fate};
 pub use error::{Error, ErrorKind, TrySubmitError};
 pub use outcome::{Crash, CrashCause, Outcome, Reason};
-pub use pool::{Builder, Completion, HandlerId, HandlerRef, Job, Pool, Stats, Submitter, Ticket};
+pub use pool::{Builder, Completion, HandlerId, HandlerRef, Job, JobLimits, Pool, Stats, Submitter, Ticket};
 pub use transport::TransportKind;
 pub use worker::{HandlerError, Reply, Request};
 

@@ -71,6 +71,8 @@ pub const QUEUE_JOBS_MAX: usize = 16 << 10;
 pub const LARGE_STORE_SIZE: usize = 256 << 20;
 /// Bytes of results that wait for somebody to take them, beyond which nothing new is admitted.
 pub const UNDELIVERED_SIZE_MAX: usize = 64 << 20;
+/// Bytes of small jobs that wait to be tried again, beyond which nothing new is admitted.
+pub const ASIDE_SIZE_MAX: usize = 64 << 20;
 /// How far ordered output runs ahead of its oldest undelivered result. Units: jobs.
 pub const ORDER_WINDOW_JOBS: usize = 32 << 10;
 /// Bytes that ordered output holds back.
@@ -99,6 +101,8 @@ pub const STALL_TIMEOUT: Duration = Duration::from_secs(10);
 pub const SPAWN_TIMEOUT: Duration = Duration::from_secs(60);
 /// A large job that makes no progress on its way for this long costs its worker.
 pub const RECEIVE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Default of how long a worker whose job is timed out or cancelled has between `SIGTERM` and `SIGKILL`.
+pub const GRACE: Duration = Duration::from_millis(100);
 /// After `SIGKILL`, how long until a worker is reported as impossible to kill and its memory given up.
 pub const KILL_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a worker that has done the last job that it may do has to leave, then it is killed.
@@ -109,6 +113,14 @@ pub const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(5);
 pub const RESPAWN_BACKOFF_MIN: Duration = Duration::from_millis(10);
 /// Longest such delay.
 pub const RESPAWN_BACKOFF_MAX: Duration = Duration::from_secs(2);
+/// Wait before a job is tried for the second time, at least; doubles each time.
+pub const RETRY_BACKOFF_MIN: Duration = Duration::from_millis(1);
+/// Default of that wait.
+pub const RETRY_BACKOFF: Duration = Duration::from_millis(10);
+/// Longest such wait, unless a longer first one is asked for.
+pub const RETRY_BACKOFF_MAX: Duration = Duration::from_secs(2);
+/// Extra attempts that may be asked for.
+pub const RETRIES_MAX: u32 = 1000;
 /// Deaths in a row during set-up, after which a slot is given up.
 pub const EARLY_DEATHS_MAX: u32 = 8;
 /// Failed forks in a row, after which a slot is given up.

@@ -24,14 +24,16 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 const RECORD_SIZE: usize = 64;
 const SIGKILL: i32 = 9;
 const SIGCHLD: i32 = 17;
+/// The greatest number of a signal on any Linux that Rust knows.
+const SIGNAL_MAX: u64 = 127;
 
 /// What the host asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Command {
     /// Fork a worker; its socket, slot file and lifeline come along.
     Spawn { slot: u32, generation: u32 },
-    /// Kill this worker and its group, if it is still the one in its slot.
-    Kill { slot: u32, generation: u32 },
+    /// Send this worker and its group a signal, if it is still the one in its slot.
+    Signal { slot: u32, generation: u32, signal: i32 },
 }
 
 /// What the nursery reports.
@@ -69,17 +71,19 @@ impl Command {
     pub(crate) fn encode(self) -> [u8; RECORD_SIZE] {
         to_bytes(match self {
             Command::Spawn { slot, generation } => [1, slot.into(), generation.into(), 0, 0, 0, 0, 0],
-            Command::Kill { slot, generation } => [2, slot.into(), generation.into(), 0, 0, 0, 0, 0],
+            Command::Signal { slot, generation, signal } => {
+                [2, slot.into(), generation.into(), signal as u64, 0, 0, 0, 0]
+            }
         })
     }
 
     pub(crate) fn decode(bytes: &[u8]) -> Option<Self> {
-        let [kind, slot, generation, 0, 0, 0, 0, 0] = to_words(bytes)? else { return None };
+        let [kind, slot, generation, value, 0, 0, 0, 0] = to_words(bytes)? else { return None };
         let slot = u32::try_from(slot).ok()?;
         let generation = u32::try_from(generation).ok()?;
-        match kind {
-            1 => Some(Command::Spawn { slot, generation }),
-            2 => Some(Command::Kill { slot, generation }),
+        match (kind, value) {
+            (1, 0) => Some(Command::Spawn { slot, generation }),
+            (2, 1..=SIGNAL_MAX) => Some(Command::Signal { slot, generation, signal: value as i32 }),
             _ => None,
         }
     }
@@ -346,11 +350,13 @@ impl<S: Sys> Process<S> {
             match self.sys.recv_fds(self.socket.as_fd(), &mut bytes, &mut passed, Wait::Never)? {
                 Received::Packet(n) => match Command::decode(&bytes[..n]) {
                     Some(Command::Spawn { slot, generation }) => self.spawn(slot, generation, passed)?,
-                    Some(Command::Kill { slot, generation }) => {
+                    Some(Command::Signal { slot, generation, signal }) => {
                         if let Some(c) = self.children.iter().find(|c| c.slot == slot && c.generation == generation) {
-                            let _ = self.sys.kill(-c.pid, SIGKILL);
-                            // It may have left its group.
-                            let _ = self.sys.kill(c.pid, SIGKILL);
+                            let _ = self.sys.kill(-c.pid, signal);
+                            if signal == SIGKILL {
+                                // It may have left its group. Any other signal would reach the rest twice.
+                                let _ = self.sys.kill(c.pid, signal);
+                            }
                         }
                     }
                     // Nobody but the host has the other end: nonsense means that it is broken.
@@ -520,12 +526,14 @@ mod tests {
         ] {
             assert_eq!(Report::decode(&report.encode()), Some(report));
         }
-        for command in [Command::Spawn { slot: 3, generation: 4 }, Command::Kill { slot: u32::MAX, generation: 0 }] {
+        for command in
+            [Command::Spawn { slot: 3, generation: 4 }, Command::Signal { slot: u32::MAX, generation: 0, signal: 1 }]
+        {
             assert_eq!(Command::decode(&command.encode()), Some(command));
         }
-        let good = Command::Kill { slot: 1, generation: 1 }.encode();
+        let good = Command::Signal { slot: 1, generation: 1, signal: 9 }.encode();
         assert_eq!(Command::decode(&good[..63]), None);
-        for byte in [0, 12, 20, 63] {
+        for byte in [0, 12, 20, 24, 63] {
             let mut bad = good;
             bad[byte] ^= 0x80;
             assert_eq!(Command::decode(&bad), None, "byte {byte}");

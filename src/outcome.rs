@@ -85,6 +85,11 @@ pub enum Reason {
     Draining,
     /// The pool is full of outcomes that nobody has taken.
     NoRoom,
+    /// It had waited as long as it may, and not started.
+    QueueTimeout {
+        /// How long it was allowed to wait.
+        after: std::time::Duration,
+    },
     /// No worker is left and none can be started; why.
     NoWorkers(String),
 }
@@ -104,6 +109,7 @@ impl fmt::Display for Reason {
             Reason::UnknownHandler(name) => write!(f, "unknown handler '{name}'"),
             Reason::Draining => f.write_str("the pool is draining"),
             Reason::NoRoom => f.write_str("the pool is full of outcomes that nobody has taken"),
+            Reason::QueueTimeout { after } => write!(f, "not started within {after:?}"),
             Reason::NoWorkers(why) => write!(f, "no workers: {why}"),
         }
     }
@@ -133,7 +139,9 @@ impl<B> Outcome<B> {
     pub fn retryable(&self) -> bool {
         match self {
             Outcome::Failed { .. } | Outcome::Crashed(_) | Outcome::TimedOut { .. } => true,
-            Outcome::Rejected { reason } => matches!(reason, Reason::NoWorkers(_) | Reason::Draining | Reason::NoRoom),
+            Outcome::Rejected { reason } => {
+                matches!(reason, Reason::NoWorkers(_) | Reason::Draining | Reason::NoRoom | Reason::QueueTimeout { .. })
+            }
             Outcome::Done(_) | Outcome::Cancelled { .. } => false,
         }
     }
@@ -143,6 +151,21 @@ impl<B> Outcome<B> {
         match self {
             Outcome::Done(body) => Some(body),
             _ => None,
+        }
+    }
+
+    /// The same outcome, its body borrowed.
+    pub(crate) fn as_ref(&self) -> Outcome<&[u8]>
+    where
+        B: AsRef<[u8]>,
+    {
+        match self {
+            Outcome::Done(body) => Outcome::Done(body.as_ref()),
+            Outcome::Failed { message, panicked } => Outcome::Failed { message: message.clone(), panicked: *panicked },
+            Outcome::Crashed(crash) => Outcome::Crashed(*crash),
+            Outcome::TimedOut { after } => Outcome::TimedOut { after: *after },
+            Outcome::Cancelled { why } => Outcome::Cancelled { why: why.clone() },
+            Outcome::Rejected { reason } => Outcome::Rejected { reason: reason.clone() },
         }
     }
 

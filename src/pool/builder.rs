@@ -4,14 +4,18 @@ use super::Pool;
 use super::engine::{Config, Engine, Parts};
 use super::hook::{Event, Hook};
 use super::journal::Journal;
+use super::retry::RetryOn;
 use super::slot::Slot;
+use super::terms::{JobLimits, Terms};
+use crate::chaos::Chaos;
 use crate::error::{Error, ErrorKind};
 use crate::limits::{
-    HANDLERS_MAX, HEADER_BLOCK_SIZE_MAX, JOB_SIZE_CEILING, JOB_SIZE_MAX, KEPT_FDS_MAX, OUTSTANDING_JOBS_MAX,
-    OUTSTANDING_JOBS_PER_WORKER, PACKET_SIZE_MAX, QUEUE_JOBS_MAX, QUEUE_SIZE, RECEIVE_TIMEOUT, SEND_BUFFER_SIZE,
-    SPAWN_TIMEOUT, STALL_TIMEOUT, WORKERS_MAX,
+    GRACE, HANDLERS_MAX, HEADER_BLOCK_SIZE_MAX, JOB_SIZE_CEILING, JOB_SIZE_MAX, KEPT_FDS_MAX, OUTSTANDING_JOBS_MAX,
+    OUTSTANDING_JOBS_PER_WORKER, PACKET_SIZE_MAX, QUEUE_JOBS_MAX, QUEUE_SIZE, RECEIVE_TIMEOUT, RETRIES_MAX,
+    RETRY_BACKOFF, SEND_BUFFER_SIZE, SPAWN_TIMEOUT, STALL_TIMEOUT, WORKERS_MAX,
 };
 use crate::nursery::{Nursery, Setup};
+use crate::outcome::Outcome;
 use crate::reactor::Reactor;
 use crate::sys::{self, Interest, Linux, OsResult, Sys};
 use crate::transport::TransportKind;
@@ -24,8 +28,13 @@ pub struct Builder {
     workers: Option<usize>,
     handlers: Vec<(String, Handler)>,
     on_start: Vec<StartHook>,
-    timeout: Option<Duration>,
+    limits: JobLimits,
+    handler_limits: Vec<(String, JobLimits)>,
+    retry_backoff: Duration,
+    retry_on: Option<RetryOn>,
+    chaos: Option<Chaos>,
     stall_timeout: Duration,
+    grace: Duration,
     spawn_timeout: Duration,
     receive_timeout: Duration,
     jobs_per_worker: usize,
@@ -44,8 +53,13 @@ impl Default for Builder {
             workers: None,
             handlers: Vec::new(),
             on_start: Vec::new(),
-            timeout: None,
+            limits: JobLimits::new(),
+            handler_limits: Vec::new(),
+            retry_backoff: RETRY_BACKOFF,
+            retry_on: None,
+            chaos: None,
             stall_timeout: STALL_TIMEOUT,
+            grace: GRACE,
             spawn_timeout: SPAWN_TIMEOUT,
             receive_timeout: RECEIVE_TIMEOUT,
             jobs_per_worker: usize::MAX,
@@ -102,7 +116,52 @@ impl Builder {
 
     /// How long a job may run before its worker is killed. Default: for ever.
     pub fn timeout(mut self, timeout: Duration) -> Self {
-        self.timeout = Some(timeout);
+        self.limits.timeout = Some(timeout);
+        self
+    }
+
+    /// How long a job may wait until it starts for the first time; then it is rejected. Default: for ever.
+    pub fn queue_timeout(mut self, timeout: Duration) -> Self {
+        self.limits.queue_timeout = Some(timeout);
+        self
+    }
+
+    /// How often a job that has started and not succeeded is tried again: extra attempts, at most 1,000. Default: 0. A job
+    /// that never started runs elsewhere in any case, and that is no attempt.
+    pub fn retries(mut self, extra: u32) -> Self {
+        self.limits.retries = Some(extra);
+        self
+    }
+
+    /// How long a job waits before its second attempt; twice as long before each further one, up to 2 s. Default: 10 ms.
+    pub fn retry_backoff(mut self, backoff: Duration) -> Self {
+        self.retry_backoff = backoff;
+        self
+    }
+
+    /// Which of the outcomes that are [`retryable`](Outcome::retryable) are worth another attempt. Default: all.
+    pub fn retry_on(mut self, retry_on: impl FnMut(&Outcome<&[u8]>) -> bool + Send + 'static) -> Self {
+        self.retry_on = Some(Box::new(retry_on));
+        self
+    }
+
+    /// Lets the workers of some jobs come to grief, to see that the others do not notice. Jobs are drawn by their tags.
+    pub fn chaos(mut self, chaos: Chaos) -> Self {
+        self.chaos = Some(chaos);
+        self
+    }
+
+    /// Bounds for the jobs of one handler, instead of the pool's.
+    pub fn handler_limits(mut self, name: &str, limits: JobLimits) -> Self {
+        self.handler_limits.push((name.to_owned(), limits));
+        self
+    }
+
+    /// How long a worker whose job is timed out or cancelled has between `SIGTERM`, which its whole group gets, and
+    /// `SIGKILL`. What it is doing may end properly, or start a clean-up of its own; a result that it still brings counts.
+    /// Zero: it is killed at once. Default: 100 ms.
+    pub fn grace(mut self, grace: Duration) -> Self {
+        self.grace = grace;
         self
     }
 
@@ -197,6 +256,7 @@ impl Builder {
         if count != 1 {
             return Err(Error::new(ErrorKind::OtherThreads { count }));
         }
+        let terms = self.terms()?;
         let handler_names: Box<[String]> = self.handlers.iter().map(|(name, _)| name.clone()).collect();
         let handlers = Handlers { by_id: self.handlers, on_start: self.on_start, job_size_max: self.job_size_max };
         let setup = Setup { handlers, nice: self.nice, keep_fds: self.keep_fds };
@@ -211,8 +271,11 @@ impl Builder {
             outstanding_max: self
                 .outstanding_max
                 .unwrap_or_else(|| OUTSTANDING_JOBS_MAX.max(workers * OUTSTANDING_JOBS_PER_WORKER)),
-            timeout_ns: self.timeout.map_or(0, nanos),
+            terms,
+            retry_backoff: self.retry_backoff,
+            chaos: self.chaos,
             stall_ns: nanos(self.stall_timeout),
+            grace_ns: nanos(self.grace),
             spawn_ns: nanos(self.spawn_timeout),
             receive_ns: nanos(self.receive_timeout),
             jobs_per_worker: self.jobs_per_worker,
@@ -232,7 +295,7 @@ impl Builder {
             match parts {
                 Ok((reactor, nursery_token, queue, slots, rx)) => {
                     let transport = self.transport.build(sys.clone(), workers);
-                    let (sys, hook) = (sys.clone(), self.hook);
+                    let (sys, hook, retry_on) = (sys.clone(), self.hook, self.retry_on);
                     Ok(Engine::new(Parts {
                         sys,
                         config,
@@ -245,6 +308,7 @@ impl Builder {
                         queue,
                         rx,
                         hook,
+                        retry_on,
                     }))
                 }
                 Err(error) => Err((Error::os("making the slots")(error), nursery)),
@@ -262,6 +326,30 @@ impl Builder {
             pool.engine_mut().start_worker(slot).map_err(Error::os("starting a worker"))?;
         }
         Ok(pool)
+    }
+
+    /// What the jobs of each handler may take.
+    fn terms(&self) -> Result<Box<[Terms]>, Error> {
+        let pool = self.limits.or(Terms::default());
+        let mut terms = vec![pool; self.handlers.len()].into_boxed_slice();
+        for (name, limits) in &self.handler_limits {
+            let Some(index) = self.handlers.iter().position(|(n, _)| n == name) else {
+                let what = format!("limits for a handler '{name}': there is none of that name");
+                return Err(Error::new(ErrorKind::Config(what)));
+            };
+            terms[index] = limits.or(terms[index]);
+        }
+        if let Some(chaos) = &self.chaos {
+            chaos.check().map_err(|what| Error::new(ErrorKind::Config(what)))?;
+            if chaos.stalls() && terms.iter().any(|t| t.timeout_ns == 0) {
+                let what = "chaos: a job that hangs needs a timeout".to_owned();
+                return Err(Error::new(ErrorKind::Config(what)));
+            }
+        }
+        match terms.iter().find(|t| t.retries > RETRIES_MAX) {
+            Some(t) => Err(Error::new(ErrorKind::Config(format!("{} retries: at most {RETRIES_MAX}", t.retries)))),
+            None => Ok(terms),
+        }
     }
 
     fn check(&self, workers: usize) -> Result<(), Error> {
@@ -296,7 +384,7 @@ impl Builder {
             return config(format!("nice of {}: it must be from -20 to 19", self.nice));
         }
         for (name, timeout) in [
-            ("timeout", self.timeout.unwrap_or(Duration::MAX)),
+            ("timeout", self.limits.timeout.unwrap_or(Duration::MAX)),
             ("stall_timeout", self.stall_timeout),
             ("spawn_timeout", self.spawn_timeout),
             ("receive_timeout", self.receive_timeout),

@@ -4,6 +4,7 @@ use super::Pool;
 use super::engine::{BATCH_SINGLE, Engine, Work};
 use super::job::{HandlerId, Job};
 use super::lane::Lane;
+use super::terms::Terms;
 use crate::error::TrySubmitError;
 use crate::sys::{Linux, Sys};
 
@@ -23,7 +24,7 @@ pub(crate) struct Bulk<'p, S: Sys = Linux> {
     /// Whether a job within the limit needs no check.
     is_open: bool,
     size_max: usize,
-    timeout_ns: u64,
+    terms: Terms,
     /// Jobs until the next look, and between the next two.
     left: u32,
     between: u32,
@@ -39,8 +40,9 @@ impl<S: Sys> Pool<S> {
         engine.more_inputs = false;
         let is_known = (handler.0 as usize) < engine.handler_names.len();
         let is_open = is_known && !engine.draining && engine.hopeless.is_none();
-        let (size_max, timeout_ns) = (engine.config.job_size_max, engine.config.timeout_ns);
-        Bulk { engine, handler, is_open, size_max, timeout_ns, left: LOOK_JOBS_MIN, between: LOOK_JOBS_MIN, lane: None }
+        let size_max = engine.config.job_size_max;
+        let terms = engine.config.terms.get(handler.0 as usize).copied().unwrap_or_default();
+        Bulk { engine, handler, is_open, size_max, terms, left: LOOK_JOBS_MIN, between: LOOK_JOBS_MIN, lane: None }
     }
 }
 
@@ -80,7 +82,7 @@ impl<S: Sys> Bulk<'_, S> {
         if !self.is_open || body.len() > self.size_max {
             return self.try_submit_checked(body, tag);
         }
-        let work = Work { handler: self.handler.0, header_block: &[], body, tag, timeout_ns: self.timeout_ns };
+        let work = Work { handler: self.handler.0, header_block: &[], body, tag, terms: self.terms };
         if self.engine.admit(work, BATCH_SINGLE, false).is_none() {
             // Until a poll has brought results: what they leave room for is here already.
             self.engine.more_inputs = true;

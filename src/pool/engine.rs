@@ -8,14 +8,19 @@ use super::Submitter;
 use super::hook::{Event, Hook, Step};
 use super::job::{Completion, Finished, HandlerRef, Job};
 use super::journal::{Entering, Journal, State};
+use super::retry::RetryOn;
 use super::send::LargeSource;
 use super::slot::{Doom, Life, Slot};
 use super::stats::Stats;
 use super::table::{JobIndex, Label, Owned, Place, Table, Ticket};
+use super::terms::Terms;
+use crate::chaos::Chaos;
 use crate::claim::{self, FrameId};
 use crate::error::{Error, TrySubmitError};
 use crate::frame::{self, FLAG_TIMED, Header, Kind};
-use crate::limits::{LARGE_STORE_SIZE, PACKET_SIZE_MAX, SLEEP_MAX, UNDELIVERED_SIZE_MAX, WINDOW_JOBS_MAX};
+use crate::limits::{
+    ASIDE_SIZE_MAX, LARGE_STORE_SIZE, PACKET_SIZE_MAX, SLEEP_MAX, UNDELIVERED_SIZE_MAX, WINDOW_JOBS_MAX,
+};
 use crate::nursery::Nursery;
 use crate::outcome::{Outcome, Reason};
 use crate::reactor::{Reactor, TimerId, Token};
@@ -23,6 +28,7 @@ use crate::scheduler::{Scheduler, Service};
 use crate::sys::{OsResult, Pages, Sys};
 use crate::transport::Transport;
 use std::collections::VecDeque;
+use std::time::Duration;
 
 /// Who takes completions: gets the engine back, to submit more.
 pub(super) trait Sink<S: Sys> {
@@ -72,8 +78,14 @@ pub(super) struct Config {
     pub(super) job_size_max: usize,
     pub(super) header_block_size_max: usize,
     pub(super) outstanding_max: usize,
-    pub(super) timeout_ns: u64,
+    /// By handler.
+    pub(super) terms: Box<[Terms]>,
+    /// Wait before a job is tried for the second time.
+    pub(super) retry_backoff: Duration,
+    pub(super) chaos: Option<Chaos>,
     pub(super) stall_ns: u64,
+    /// 0: none.
+    pub(super) grace_ns: u64,
     pub(super) spawn_ns: u64,
     pub(super) receive_ns: u64,
     /// `usize::MAX`: workers are not recycled.
@@ -108,6 +120,9 @@ pub(super) struct Engine<S: Sys> {
     pub(super) dirty: Vec<usize>,
     /// Bytes of jobs that are too large for a ring.
     pub(super) large_size: usize,
+    /// Bytes of small jobs that are set aside, or were and are not placed again.
+    pub(super) aside_size: usize,
+    pub(super) retry_on: Option<RetryOn>,
     /// Jobs in slots that have a timeout.
     pub(super) timed_jobs: usize,
     /// Shortest timeout seen. Units: nanoseconds.
@@ -150,14 +165,23 @@ pub(super) enum Alarm {
     Tick,
     Steal,
     Slot(usize),
+    /// A job is to be tried again.
+    Retry(JobIndex),
+    /// A job has waited long enough for its start.
+    Waited(JobIndex),
 }
 
 impl Alarm {
+    const RETRY: u64 = 1 << 63;
+    const WAITED: u64 = 1 << 62;
+
     pub(super) fn to_bits(self) -> u64 {
         match self {
             Alarm::Tick => 0,
             Alarm::Steal => 1,
             Alarm::Slot(slot) => 2 + slot as u64,
+            Alarm::Retry(job) => Self::RETRY | u64::from(job.0),
+            Alarm::Waited(job) => Self::WAITED | u64::from(job.0),
         }
     }
 
@@ -165,6 +189,8 @@ impl Alarm {
         match bits {
             0 => Alarm::Tick,
             1 => Alarm::Steal,
+            bits if bits & Self::RETRY != 0 => Alarm::Retry(JobIndex(bits as u32)),
+            bits if bits & Self::WAITED != 0 => Alarm::Waited(JobIndex(bits as u32)),
             slot => Alarm::Slot((slot - 2) as usize),
         }
     }
@@ -183,6 +209,7 @@ pub(super) struct Parts<S: Sys> {
     pub(super) queue: Journal,
     pub(super) rx: Pages,
     pub(super) hook: Option<Hook>,
+    pub(super) retry_on: Option<RetryOn>,
 }
 
 /// A job that has been checked.
@@ -192,8 +219,7 @@ pub(super) struct Work<'a> {
     pub(super) header_block: &'a [u8],
     pub(super) body: &'a [u8],
     pub(super) tag: u64,
-    /// 0: none. Units: nanoseconds.
-    pub(super) timeout_ns: u64,
+    pub(super) terms: Terms,
 }
 
 impl<S: Sys> Engine<S> {
@@ -220,6 +246,8 @@ impl<S: Sys> Engine<S> {
             pending: None,
             dirty: Vec::with_capacity(slots),
             large_size: 0,
+            aside_size: 0,
+            retry_on: parts.retry_on,
             timed_jobs: 0,
             shortest_timeout_ns: u64::MAX,
             tick: None,
@@ -315,10 +343,9 @@ impl<S: Sys> Engine<S> {
             Err(_) if self.is_house_full() => return Err(TrySubmitError::Full(job)),
             Err(reason) => return Ok(self.reject(&job, batch, reason)),
         };
-        let timeout_ns =
-            job.timeout.map_or(self.config.timeout_ns, |t| u64::try_from(t.as_nanos()).unwrap_or(u64::MAX).max(1));
+        let terms = job.limits.or(self.config.terms[handler as usize]);
         let (header_block, body) = (&job.header_block[..], job.body);
-        match self.admit(Work { handler, header_block, body, tag: job.tag, timeout_ns }, batch, may_queue) {
+        match self.admit(Work { handler, header_block, body, tag: job.tag, terms }, batch, may_queue) {
             Some(ticket) => Ok(ticket),
             None => Err(TrySubmitError::Full(job)),
         }
@@ -327,8 +354,8 @@ impl<S: Sys> Engine<S> {
     /// Admits work that has been checked: into a slot if one has room, else, if `may_queue`, into the queue. `None`: full.
     #[inline(always)]
     pub(super) fn admit(&mut self, work: Work<'_>, batch: u32, may_queue: bool) -> Option<Ticket> {
-        let Work { handler, header_block, body, tag, timeout_ns } = work;
-        if self.is_house_full() {
+        let Work { handler, header_block, body, tag, terms } = work;
+        if self.is_house_full() || self.aside_size >= ASIDE_SIZE_MAX {
             return None;
         }
         let payload_size = header_block.len() + body.len();
@@ -347,15 +374,19 @@ impl<S: Sys> Engine<S> {
         if direct.is_none() && !(may_queue && self.queue.has_room(ring_size)) {
             return None;
         }
-        let timed = timeout_ns != 0;
-        let label = if direct.is_some() && !large && !timed {
+        let timed = terms.timeout_ns != 0;
+        let label = if direct.is_some() && !large && terms.is_plain() {
             self.count_in(batch);
             self.table.insert_unfilled(handler, tag, batch)
         } else {
-            self.insert(handler, tag, timeout_ns, batch)
+            self.insert(handler, tag, terms, batch)
         };
         let index = label.job;
         self.note(Step::Submitted, label, None);
+        let bound = terms.queue_ns != 0;
+        if bound {
+            self.limit_wait(index, terms.queue_ns);
+        }
         let header = Header {
             payload_size: payload_size as u32,
             header_block_size: header_block.len() as u16,
@@ -363,17 +394,20 @@ impl<S: Sys> Engine<S> {
             flags: self.plain_flags(),
             id: 0,
             code: handler,
-            extra: 0,
+            extra: self.config.chaos.map_or(0, |chaos| chaos.order(tag, 0)),
         };
         if large {
             self.large_size += payload_size;
         }
-        let own = |payload: [&[u8]; 2]| Box::new(Owned { header, payload: payload.concat().into(), large: true });
+        let own = |payload: [&[u8]; 2]| {
+            Box::new(Owned { header, payload: payload.concat().into(), large: true, aside: false })
+        };
         match direct {
             Some(slot) if large => {
                 let id = self.slots[slot].next_id();
-                let (position, _) = self.slots[slot].journal.append(Entering { label, id, estimate_ns, timed }, 0);
-                self.placed(label, slot, position, estimate_ns, timeout_ns);
+                let (position, _) =
+                    self.slots[slot].journal.append(Entering { label, id, estimate_ns, timed, bound }, 0);
+                self.placed(label, slot, position, estimate_ns, terms.timeout_ns);
                 // It is on its way before it is copied: the copy is made while the worker receives.
                 let sent = self.send_large(slot, position, Some(LargeSource { header, header_block, body }));
                 self.table.get_mut(index).owned = Some(own([header_block, body]));
@@ -384,12 +418,13 @@ impl<S: Sys> Engine<S> {
             Some(slot) => {
                 let id = self.slots[slot].next_id();
                 let s = &mut self.slots[slot];
-                let (position, room) = s.journal.append(Entering { label, id, estimate_ns, timed }, ring_size);
+                let (position, room) = s.journal.append(Entering { label, id, estimate_ns, timed, bound }, ring_size);
                 frame::encode(room, Header { id, ..header }, header_block, body);
-                self.placed(label, slot, position, estimate_ns, timeout_ns);
+                self.placed(label, slot, position, estimate_ns, terms.timeout_ns);
             }
             None => {
-                let (position, room) = self.queue.append(Entering { label, id: 0, estimate_ns, timed }, ring_size);
+                let (position, room) =
+                    self.queue.append(Entering { label, id: 0, estimate_ns, timed, bound }, ring_size);
                 if large {
                     self.table.get_mut(index).owned = Some(own([header_block, body]));
                 } else {
@@ -401,9 +436,9 @@ impl<S: Sys> Engine<S> {
         Some(label.ticket())
     }
 
-    fn insert(&mut self, handler: u32, tag: u64, timeout_ns: u64, batch: u32) -> Label {
+    fn insert(&mut self, handler: u32, tag: u64, terms: Terms, batch: u32) -> Label {
         self.count_in(batch);
-        self.table.insert(handler, tag, timeout_ns, batch)
+        self.table.insert(handler, tag, terms, batch)
     }
 
     #[inline]
@@ -451,7 +486,7 @@ impl<S: Sys> Engine<S> {
     /// A job that is not run: its outcome waits.
     #[cold]
     pub(super) fn reject(&mut self, job: &Job<'_>, batch: u32, reason: Reason) -> Ticket {
-        let label = self.insert(0, job.tag, 0, batch);
+        let label = self.insert(0, job.tag, Terms::default(), batch);
         let (index, ticket) = (label.job, label.ticket());
         self.note(Step::Submitted, label, None);
         self.finish(index, Outcome::Rejected { reason }, None);
@@ -546,22 +581,24 @@ impl<S: Sys> Engine<S> {
     ) {
         self.count(&outcome);
         let r = self.table.get(job);
-        let (tag, batch, ticket) = (r.tag, r.batch, self.table.ticket(job));
+        let (tag, batch, tried, ticket) = (r.tag, r.batch, r.attempts, self.table.ticket(job));
         self.forget(job);
         if self.is_wanted(batch) {
-            let finished = Finished { ticket, tag, batch, outcome, worker, run_ns };
-            self.finished_size += finished.size();
-            self.finished.push_back(finished);
+            self.keep(Finished { ticket, tag, batch, outcome, tried, worker, run_ns });
         }
     }
 
     /// Removes a job from the table.
     #[inline]
     pub(super) fn forget(&mut self, job: JobIndex) {
-        if let Some(o) = &self.table.get(job).owned
-            && o.large
-        {
-            self.large_size -= o.payload.len();
+        self.forget_timers(job);
+        if let Some(o) = &self.table.get(job).owned {
+            if o.large {
+                self.large_size -= o.payload.len();
+            }
+            if o.aside {
+                self.aside_size -= o.payload.len();
+            }
         }
         self.table.remove(job);
     }
@@ -641,7 +678,7 @@ impl<S: Sys> Engine<S> {
             match self.table.place(job) {
                 Place::Queue(position) => self.queue.void(position),
                 Place::FrontInSlot(slot, position) => self.slots[slot as usize].journal.void(position),
-                Place::FrontOwned => {}
+                Place::FrontOwned | Place::Aside => {}
                 Place::Nowhere | Place::Slot(..) | Place::Ending => continue,
             }
             self.table.set_place(job, Place::Ending);

@@ -22,6 +22,8 @@ pub enum Step {
     Delivered,
     /// It was taken back from its slot before it started.
     Reclaimed,
+    /// It has started and not succeeded, and is to be tried again.
+    Retried,
 }
 
 /// When a step happened to which job, and in which slot.

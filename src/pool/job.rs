@@ -1,6 +1,7 @@
 //! What goes in and what comes out.
 
 use super::table::Ticket;
+use super::terms::JobLimits;
 use crate::frame::push_header;
 use crate::outcome::Outcome;
 use std::time::Duration;
@@ -44,7 +45,7 @@ pub struct Job<'a> {
     pub(super) header_block: Vec<u8>,
     pub(super) bad_header: bool,
     pub(super) tag: u64,
-    pub(super) timeout: Option<Duration>,
+    pub(super) limits: JobLimits,
 }
 
 impl<'a> Job<'a> {
@@ -52,7 +53,7 @@ impl<'a> Job<'a> {
     #[inline]
     pub fn new(handler: impl Into<HandlerRef<'a>>, body: &'a [u8]) -> Self {
         let handler = handler.into();
-        Self { handler, body, header_block: Vec::new(), bad_header: false, tag: 0, timeout: None }
+        Self { handler, body, header_block: Vec::new(), bad_header: false, tag: 0, limits: JobLimits::new() }
     }
 
     /// Adds a header. One that cannot be read back (an empty key, a colon or newline in it, a newline in the value)
@@ -71,7 +72,13 @@ impl<'a> Job<'a> {
 
     /// How long this job may run, instead of the pool's own timeout.
     pub fn timeout(mut self, timeout: Duration) -> Self {
-        self.timeout = Some(timeout);
+        self.limits.timeout = Some(timeout);
+        self
+    }
+
+    /// Bounds of its own, instead of its handler's or the pool's.
+    pub fn limits(mut self, limits: JobLimits) -> Self {
+        self.limits = limits;
         self
     }
 }
@@ -85,6 +92,8 @@ pub struct Completion<'a> {
     pub tag: u64,
     /// Its outcome; the body is borrowed and is gone when the callback returns.
     pub outcome: Outcome<&'a [u8]>,
+    /// How often it has been tried before.
+    pub(super) tried: u32,
     pub(super) worker: Option<usize>,
     pub(super) run_ns: Option<u64>,
 }
@@ -93,6 +102,11 @@ impl Completion<'_> {
     /// The slot of the worker that ran it; `None` when it never started.
     pub fn worker(&self) -> Option<usize> {
         self.worker
+    }
+
+    /// How often it was started: more than once only if retries were asked for.
+    pub fn attempts(&self) -> u32 {
+        self.tried + u32::from(self.worker.is_some())
     }
 
     /// How long the handler ran, as its worker measured it, up to 4.29 s; `None` when it brought no result.
@@ -108,6 +122,7 @@ pub(super) struct Finished {
     pub(super) tag: u64,
     pub(super) batch: u32,
     pub(super) outcome: Outcome<Vec<u8>>,
+    pub(super) tried: u32,
     pub(super) worker: Option<usize>,
     pub(super) run_ns: Option<u64>,
 }
@@ -126,6 +141,7 @@ impl Finished {
             Outcome::Done(body) => Outcome::Done(body.as_slice()),
             other => other.clone().map(|_| &[][..]),
         };
-        Completion { ticket: self.ticket, tag: self.tag, outcome, worker: self.worker, run_ns: self.run_ns }
+        let Self { ticket, tag, tried, worker, run_ns, .. } = *self;
+        Completion { ticket, tag, outcome, tried, worker, run_ns }
     }
 }

@@ -36,6 +36,8 @@ pub(super) struct Entry {
     pub(super) state: State,
     /// Whether its job has a timeout.
     pub(super) timed: bool,
+    /// Whether its job's record has more to say when the job is over: timers, earlier attempts.
+    pub(super) bound: bool,
 }
 
 const _: () = assert!(size_of::<Entry>() <= 56, "many of them are in flight");
@@ -47,13 +49,14 @@ pub(super) struct Entering {
     pub(super) id: u64,
     pub(super) estimate_ns: u32,
     pub(super) timed: bool,
+    pub(super) bound: bool,
 }
 
 impl Entering {
     #[inline]
     fn at(self, at: u64, size: u32) -> Entry {
-        let Entering { label, id, estimate_ns, timed } = self;
-        Entry { at, id, label, size, estimate_ns, state: State::Live, timed }
+        let Entering { label, id, estimate_ns, timed, bound } = self;
+        Entry { at, id, label, size, estimate_ns, state: State::Live, timed, bound }
     }
 }
 

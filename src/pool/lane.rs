@@ -9,7 +9,7 @@ use super::hook::Step;
 use super::journal::Entering;
 use super::table::{Place, Ticket};
 use crate::frame::{self, Header, Kind};
-use crate::limits::PACKET_SIZE_MAX;
+use crate::limits::{ASIDE_SIZE_MAX, PACKET_SIZE_MAX};
 use crate::sys::Sys;
 
 /// A slot that is being filled.
@@ -40,10 +40,12 @@ impl Lane {
 }
 
 impl<S: Sys> Engine<S> {
-    /// Opens a lane for at most `jobs_max` jobs of a handler without timeout. `None`: the next job takes the ordinary way.
+    /// Opens a lane for at most `jobs_max` jobs of a handler without terms,
+    /// when nobody's worker is to come to grief. `None`: the next job takes the ordinary way.
     pub(super) fn open_lane(&mut self, handler: u32, batch: u32, jobs_max: u32) -> Option<Lane> {
         let nobody_waits = self.front.is_empty() && self.queue.head() == self.queue.tail();
-        if !nobody_waits || self.config.timeout_ns != 0 || self.is_house_full() {
+        let is_plain = self.config.terms[handler as usize].is_plain() && self.config.chaos.is_none();
+        if !nobody_waits || !is_plain || self.is_house_full() || self.aside_size >= ASIDE_SIZE_MAX {
             return None;
         }
         let estimate_ns = self.services[handler as usize].estimate_ns();
@@ -73,7 +75,7 @@ impl<S: Sys> Engine<S> {
         let &mut Lane { slot, handler, batch, estimate_ns, flags, .. } = lane;
         let label = table.insert_unfilled(handler, tag, batch);
         let id = s.next_id();
-        let (position, room) = s.journal.append(Entering { label, id, estimate_ns, timed: false }, size);
+        let (position, room) = s.journal.append(Entering { label, id, estimate_ns, timed: false, bound: false }, size);
         table.set_place(label.job, Place::Slot(slot as u32, position));
         let (payload_size, header_block_size) = (body.len() as u32, 0);
         let header = Header { payload_size, header_block_size, kind: Kind::Job, flags, id, code: handler, extra: 0 };

@@ -14,11 +14,13 @@ mod journal;
 mod lane;
 mod place;
 mod receive;
+mod retry;
 mod send;
 mod slot;
 mod stats;
 mod supervise;
 mod table;
+mod terms;
 
 use crate::error::{Error, ErrorKind, TrySubmitError};
 use crate::sys::{self, Linux, Pid, Sys};
@@ -34,6 +36,7 @@ pub use iter::{Map, Unordered};
 pub use job::{Completion, HandlerId, HandlerRef, Job};
 pub use stats::Stats;
 pub use table::Ticket;
+pub use terms::JobLimits;
 
 /// Worker processes, and the jobs that they compute.
 ///

@@ -82,7 +82,8 @@ impl<S: Sys> Engine<S> {
         };
         let payload = [f.headers().as_block(), f.body()].concat().into_boxed_slice();
         self.table.recall(label);
-        self.table.get_mut(label.job).owned = Some(Box::new(Owned { header: f.header, payload, large: false }));
+        self.table.get_mut(label.job).owned =
+            Some(Box::new(Owned { header: f.header, payload, large: false, aside: false }));
     }
 
     /// A frame that this slot's socket takes in no packet: it travels in fragments, from its record.
@@ -217,10 +218,12 @@ impl<S: Sys> Engine<S> {
 
     /// Moves a waiting job into a slot's journal, which has room for it.
     pub(super) fn move_to(&mut self, job: JobIndex, slot: usize, size: usize, estimate_ns: u32) {
-        let (place, timeout_ns, label) = (self.table.place(job), self.table.get(job).timeout_ns, self.table.label(job));
+        let (place, label, record) = (self.table.place(job), self.table.label(job), self.table.get(job));
+        let timeout_ns = record.terms.timeout_ns;
+        let bound = record.queue_timer.is_some() || record.attempts > 0;
         // Making room may have moved its bytes into its record.
         let id = self.slots[slot].next_id();
-        let entering = Entering { label, id, estimate_ns, timed: timeout_ns != 0 };
+        let entering = Entering { label, id, estimate_ns, timed: timeout_ns != 0, bound };
         let position = match place {
             Place::FrontInSlot(from, at) if from as usize == slot => {
                 let j = &mut self.slots[slot].journal;
@@ -252,12 +255,17 @@ impl<S: Sys> Engine<S> {
                 if size != 0
                     && let Some(o) = r.owned.take()
                 {
+                    if o.aside {
+                        self.aside_size -= o.payload.len();
+                    }
                     let (block, body) = o.payload.split_at(usize::from(o.header.header_block_size));
                     frame::encode(room, Header { id, ..o.header }, block, body);
                 }
                 position
             }
-            Place::Nowhere | Place::Slot(..) | Place::Ending => unreachable!("a waiting job waits somewhere"),
+            Place::Nowhere | Place::Slot(..) | Place::Aside | Place::Ending => {
+                unreachable!("a waiting job waits somewhere")
+            }
         };
         if !matches!(place, Place::Queue(_)) {
             self.front.pop_front();

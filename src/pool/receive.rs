@@ -6,7 +6,7 @@
 use super::engine::{Engine, Pending, Sink};
 use super::hook::Step;
 use super::job::{Completion, Finished};
-use super::journal::{Position, State};
+use super::journal::{Entry, Position, State};
 use super::slot::{Doom, Life};
 use super::table::{Label, Ticket};
 use crate::assembly::{Assembly, Taken};
@@ -31,6 +31,8 @@ const LEARN_ALWAYS_NS: u32 = 4096;
 struct Over {
     slot: usize,
     label: Label,
+    /// How often it has been tried before.
+    tried: u32,
     run_ns: u32,
 }
 
@@ -192,7 +194,7 @@ impl<S: Sys> Engine<S> {
                 let (tag, ticket, outcome) = (label.tag, label.ticket(), Outcome::Done(frame.body()));
                 let (worker, run_ns) = (Some(slot), Some(u64::from(frame.header.extra)));
                 // Made where it is taken: a completion that is moved on its way is stored and loaded again.
-                sink.take(engine, Completion { ticket, tag, outcome, worker, run_ns });
+                sink.take(engine, Completion { ticket, tag, outcome, tried: 0, worker, run_ns });
                 continue;
             }
             if is_recorded
@@ -204,7 +206,7 @@ impl<S: Sys> Engine<S> {
                 engine.note_plain(slot, label, times, at_ns);
                 let (tag, ticket, outcome) = (label.tag, label.ticket(), Outcome::Done(body));
                 let (worker, run_ns) = (Some(slot), Some(u64::from(frame.header.extra)));
-                sink.take(engine, Completion { ticket, tag, outcome, worker, run_ns });
+                sink.take(engine, Completion { ticket, tag, outcome, tried: 0, worker, run_ns });
                 continue;
             }
             engine.book_settled(slot, settled);
@@ -230,7 +232,7 @@ impl<S: Sys> Engine<S> {
         }
         let entry = s.journal.entry_mut(position);
         let label = entry.label;
-        if entry.id != header.id || entry.size == 0 || label.batch != self.taker {
+        if entry.id != header.id || entry.size == 0 || entry.bound || label.batch != self.taker {
             return None;
         }
         entry.state = State::Void;
@@ -372,9 +374,9 @@ impl<S: Sys> Engine<S> {
             (None, body)
         };
         let Some(status) = Status::from_code(header.code) else { return self.kill(slot, Doom::Hostile) };
-        let over = self.book_result(slot, position, header.extra);
+        let label = self.slots[slot].journal.entry(position).label;
         if self.hook.is_some() {
-            let (tag, ticket) = (over.label.tag, over.label.ticket());
+            let (tag, ticket) = (label.tag, label.ticket());
             if let Some(times) = times {
                 self.note_run(ticket, tag, slot, times);
             }
@@ -386,7 +388,7 @@ impl<S: Sys> Engine<S> {
             Status::Failed => Outcome::Failed { message: text(), panicked: false },
             Status::Panicked => Outcome::Failed { message: text(), panicked: true },
             Status::UnknownHandler => {
-                let name = self.handler_names[over.label.handler as usize].clone();
+                let name = self.handler_names[label.handler as usize].clone();
                 Outcome::Rejected { reason: Reason::UnknownHandler(name) }
             }
             Status::ReplyTooLarge => {
@@ -396,34 +398,50 @@ impl<S: Sys> Engine<S> {
                 Outcome::Failed { message, panicked: false }
             }
         };
+        if !outcome.is_done() && self.is_tried_again(label, &outcome) {
+            self.learn(label, header.extra);
+            self.try_again(slot, position);
+            if self.slots[slot].watched {
+                self.on_watched_result(slot);
+            }
+            return;
+        }
+        let over = self.book_result(slot, position, header.extra);
         self.count(&outcome);
         self.hand_over(over, outcome, sink);
     }
 
-    /// The job at `position` is over: it leaves its slot and the table.
-    fn book_result(&mut self, slot: usize, position: Position, run_ns: u32) -> Over {
+    /// The job at `position` has started and is over, or this attempt is: it leaves its slot.
+    pub(super) fn leave_settled(&mut self, slot: usize, position: Position) -> Entry {
         let s = &mut self.slots[slot];
         let entry = *s.journal.entry(position);
         s.journal.void(position);
         s.due = position + 1;
         s.due_seq = s.due_seq.wrapping_add(1);
-        if s.watched {
+        self.leave_slot(slot, entry.estimate_ns, entry.timed);
+        entry
+    }
+
+    /// The job at `position` has its result: it leaves its slot and the table.
+    fn book_result(&mut self, slot: usize, position: Position, run_ns: u32) -> Over {
+        let Entry { label, size, bound, .. } = self.leave_settled(slot, position);
+        if self.slots[slot].watched {
             self.on_watched_result(slot);
         }
-        self.leave_slot(slot, entry.estimate_ns, entry.timed);
-        let label = entry.label;
         self.learn(label, run_ns);
-        if entry.size != 0 {
+        let mut tried = 0;
+        if size != 0 && !bound {
             self.table.remove_unowned(label);
         } else {
+            tried = self.table.get(label.job).attempts;
             self.forget(label.job);
         }
-        Over { slot, label, run_ns }
+        Over { slot, label, tried, run_ns }
     }
 
     /// Hands a result to its taker, or keeps it.
     fn hand_over<F: Sink<S>>(&mut self, over: Over, outcome: Outcome<&[u8]>, sink: Option<&mut F>) {
-        let Over { slot, label, run_ns } = over;
+        let Over { slot, label, tried, run_ns } = over;
         let (tag, batch, ticket) = (label.tag, label.batch, label.ticket());
         if !self.is_wanted(batch) {
             return;
@@ -433,23 +451,17 @@ impl<S: Sys> Engine<S> {
             Some(sink) if batch == self.taker => {
                 self.delivered(batch);
                 self.note_ticket(Step::Delivered, ticket, tag, worker);
-                sink.take(self, Completion { ticket, tag, outcome, worker, run_ns });
+                sink.take(self, Completion { ticket, tag, outcome, tried, worker, run_ns });
             }
-            _ => self.keep(ticket, tag, batch, outcome, worker, run_ns),
+            _ => {
+                let outcome = outcome.map(<[u8]>::to_vec);
+                self.keep(Finished { ticket, tag, batch, outcome, tried, worker, run_ns });
+            }
         }
     }
 
     #[cold]
-    fn keep(
-        &mut self,
-        ticket: Ticket,
-        tag: u64,
-        batch: u32,
-        outcome: Outcome<&[u8]>,
-        worker: Option<usize>,
-        run_ns: Option<u64>,
-    ) {
-        let finished = Finished { ticket, tag, batch, outcome: outcome.map(<[u8]>::to_vec), worker, run_ns };
+    pub(super) fn keep(&mut self, finished: Finished) {
         self.finished_size += finished.size();
         self.finished.push_back(finished);
     }

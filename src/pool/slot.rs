@@ -48,6 +48,8 @@ pub(super) struct Slot {
     pub(super) generation: u32,
     pub(super) pid: Option<Pid>,
     pub(super) doom: Option<Doom>,
+    /// It has been told to end and is not killed yet.
+    pub(super) has_grace: bool,
     /// Closed with the incarnation; the worker dies if this process does first.
     pub(super) lifeline: Option<OwnedFd>,
     pub(super) file: SlotFile,
@@ -110,6 +112,7 @@ impl Slot {
             generation: 0,
             pid: None,
             doom: None,
+            has_grace: false,
             lifeline: None,
             file,
             memory,
@@ -193,6 +196,7 @@ impl Slot {
         self.assembly = None;
         self.fragment_offset = 0;
         self.doom = None;
+        self.has_grace = false;
         self.pid = None;
         self.ready = false;
         self.proved = false;

@@ -26,6 +26,8 @@ pub struct Stats {
     pub reclaims: u64,
     /// Jobs taken back so.
     pub reclaimed_jobs: u64,
+    /// Times that a job which had not succeeded was set aside to be tried again.
+    pub retries: u64,
     /// Results found in a dead worker's out-ring.
     pub salvaged: u64,
     /// Packets sent to workers.

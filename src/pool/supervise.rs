@@ -16,6 +16,7 @@ use std::os::fd::AsFd;
 use std::time::Duration;
 
 const SIGKILL: i32 = 9;
+const SIGTERM: i32 = 15;
 const ESRCH: i32 = 3;
 
 fn nanos(d: Duration) -> u64 {
@@ -249,22 +250,44 @@ impl<S: Sys> Engine<S> {
         if doom == Doom::Hostile {
             self.stats.hostile += 1;
         }
+        // One that runs a job may want to tidy up. Nothing is to be gained from one that speaks nonsense or is not there yet.
+        let has_grace = matches!(doom, Doom::TimedOut { .. } | Doom::Cancelled { .. }) && self.config.grace_ns > 0;
         s.doom = Some(doom);
         s.life = Life::Dying;
-        let command = Command::Kill { slot: slot as u32, generation: s.generation };
-        let pid = s.pid;
         self.scheduler.close(slot);
+        if has_grace {
+            self.slots[slot].has_grace = true;
+            let deadline_ns = self.sys.now_ns().saturating_add(self.config.grace_ns);
+            self.set_slot_timer(slot, deadline_ns);
+            self.signal_worker(slot, SIGTERM);
+        } else {
+            self.kill_now(slot);
+        }
+    }
+
+    /// Kills a worker that is to die, with its group.
+    fn kill_now(&mut self, slot: usize) {
+        self.slots[slot].has_grace = false;
         let deadline_ns = self.sys.now_ns() + nanos(KILL_TIMEOUT);
         self.set_slot_timer(slot, deadline_ns);
-        match (&mut self.nursery, pid) {
+        self.signal_worker(slot, SIGKILL);
+    }
+
+    /// Sends a worker and its group a signal.
+    fn signal_worker(&mut self, slot: usize, signal: i32) {
+        let s = &self.slots[slot];
+        let command = Command::Signal { slot: slot as u32, generation: s.generation, signal };
+        match (&mut self.nursery, s.pid) {
             (Some(nursery), _) => {
                 // An error here is the nursery's end, which its socket will tell.
                 let _ = nursery.command(command, None);
             }
             (None, Some(pid)) => {
-                let _ = self.sys.kill(-pid, SIGKILL);
-                // It may have left its group; this reaches it wherever it is.
-                self.slots[slot].lifeline = None;
+                let _ = self.sys.kill(-pid, signal);
+                if signal == SIGKILL {
+                    // It may have left its group; this reaches it wherever it is.
+                    self.slots[slot].lifeline = None;
+                }
             }
             (None, None) => {}
         }
@@ -374,16 +397,16 @@ impl<S: Sys> Engine<S> {
 
     /// The first job of this slot that has no result has this outcome.
     fn settle_started(&mut self, slot: usize, outcome: Outcome<Vec<u8>>) {
-        let s = &mut self.slots[slot];
+        let s = &self.slots[slot];
         let position = s.journal.next_live(s.due);
         debug_assert!(position < s.sent, "what started was sent");
-        let entry = *s.journal.entry(position);
-        s.journal.void(position);
-        s.due = position + 1;
-        s.due_seq = s.due_seq.wrapping_add(1);
-        self.leave_slot(slot, entry.estimate_ns, entry.timed);
-        self.table.recall(entry.label);
-        self.finish(entry.label.job, outcome, Some(slot));
+        let label = s.journal.entry(position).label;
+        if self.is_tried_again(label, &outcome.as_ref()) {
+            return self.try_again(slot, position);
+        }
+        self.leave_settled(slot, position);
+        self.table.recall(label);
+        self.finish(label.job, outcome, Some(slot));
     }
 
     /// A worker died, or had to be killed, with nothing running: the job that was next in line is charged with it.
@@ -440,6 +463,14 @@ impl<S: Sys> Engine<S> {
                 self.steal = None;
                 Ok(())
             }
+            Alarm::Retry(job) => {
+                self.on_retry(job);
+                Ok(())
+            }
+            Alarm::Waited(job) => {
+                self.on_waited(job);
+                Ok(())
+            }
             Alarm::Slot(slot) => {
                 self.slots[slot].timer = None;
                 match self.slots[slot].life {
@@ -449,6 +480,7 @@ impl<S: Sys> Engine<S> {
                         self.kill(slot, Doom::Stalled);
                     }
                     Life::Leaving => self.kill(slot, Doom::Stalled),
+                    Life::Dying if self.slots[slot].has_grace => self.kill_now(slot),
                     Life::Dying => self.abandon(slot),
                     Life::Running | Life::GivenUp => {}
                 }
@@ -603,7 +635,7 @@ impl<S: Sys> Engine<S> {
                 position = s.journal.next_live(position + 1);
             }
             let entry = s.journal.entry(position);
-            if entry.timed { self.table.get(entry.label.job).timeout_ns } else { 0 }
+            if entry.timed { self.table.get(entry.label.job).terms.timeout_ns } else { 0 }
         };
         if limit_ns == 0 {
             return None;

@@ -2,8 +2,10 @@
 //! those that need more.
 
 use super::journal::Position;
+use super::terms::Terms;
 use crate::frame::Header;
 use crate::limits::WORKERS_MAX;
+use crate::reactor::TimerId;
 
 /// A seat's index, and that of the record beside it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,6 +50,8 @@ pub(super) enum Place {
     FrontOwned,
     /// In a slot, sent or about to be.
     Slot(u32, Position),
+    /// Set aside until it is tried again; its bytes are in the record.
+    Aside,
     /// Nowhere any more, and its outcome is about to be booked.
     Ending,
 }
@@ -60,6 +64,8 @@ pub(super) struct Owned {
     pub(super) payload: Box<[u8]>,
     /// Too large for a packet: travels in fragments.
     pub(super) large: bool,
+    /// Waits to be tried again, or has not been placed since: counted as such.
+    pub(super) aside: bool,
 }
 
 /// Where a job is and which one it is: all that a job in a slot needs here, and small, so that those of many thousand jobs
@@ -84,21 +90,25 @@ enum Kind {
     FrontInSlot,
     FrontOwned,
     Slot,
+    Aside,
     Ending,
 }
 
-/// What else there is to know of a job. That of a small job without timeout is not written while the job is in a slot:
+/// What else there is to know of a job. That of a small job without terms is not written while the job is in a slot:
 /// the slot's journal has its label.
 #[derive(Debug, Default)]
 pub(super) struct Record {
     pub(super) tag: u64,
-    /// 0: none. Units: nanoseconds.
-    pub(super) timeout_ns: u64,
+    pub(super) terms: Terms,
     pub(super) handler: u32,
     /// Which call's job it is; 0 for one that was submitted by itself.
     pub(super) batch: u32,
     /// How often a worker died with this job next in line.
     pub(super) charges: u8,
+    /// How often it has started and is to be tried again.
+    pub(super) attempts: u32,
+    pub(super) retry_timer: Option<TimerId>,
+    pub(super) queue_timer: Option<TimerId>,
     pub(super) owned: Option<Box<Owned>>,
 }
 
@@ -123,13 +133,13 @@ impl Table {
     }
 
     /// Takes a free seat and fills its record. Grows only when more jobs are outstanding than ever before.
-    pub(super) fn insert(&mut self, handler: u32, tag: u64, timeout_ns: u64, batch: u32) -> Label {
+    pub(super) fn insert(&mut self, handler: u32, tag: u64, terms: Terms, batch: u32) -> Label {
         let label = self.insert_unfilled(handler, tag, batch);
-        self.fill(label, timeout_ns);
+        self.fill(label, terms);
         label
     }
 
-    /// As [`Table::insert`], for a job whose label stands in a slot's journal: its record is not touched. Without timeout.
+    /// As [`Table::insert`], for a job whose label stands in a slot's journal: its record is not touched. Without terms.
     #[inline(always)]
     pub(super) fn insert_unfilled(&mut self, handler: u32, tag: u64, batch: u32) -> Label {
         let (job, generation) = match self.free.pop() {
@@ -154,16 +164,16 @@ impl Table {
     /// A job leaves its slot otherwise than by its result: its record is filled from its label, unless it is already.
     pub(super) fn recall(&mut self, label: Label) {
         if !self.seats[label.job.0 as usize].filled {
-            self.fill(label, 0);
+            self.fill(label, Terms::default());
         }
     }
 
-    fn fill(&mut self, label: Label, timeout_ns: u64) {
+    fn fill(&mut self, label: Label, terms: Terms) {
         let Label { tag, job, generation, handler, batch } = label;
         let seat = &mut self.seats[job.0 as usize];
         debug_assert!(seat.generation == generation);
         seat.filled = true;
-        self.records[job.0 as usize] = Record { tag, timeout_ns, handler, batch, charges: 0, owned: None };
+        self.records[job.0 as usize] = Record { tag, terms, handler, batch, ..Record::default() };
     }
 
     /// Frees a job's seat and what it owns; its ticket is void from now on.
@@ -191,6 +201,12 @@ impl Table {
         Label { tag: r.tag, job, generation, handler: r.handler, batch: r.batch }
     }
 
+    /// Whether a job's record is its own.
+    #[inline]
+    pub(super) fn is_filled(&self, job: JobIndex) -> bool {
+        self.seats[job.0 as usize].filled
+    }
+
     /// The record of a job, which is filled.
     #[inline]
     pub(super) fn get(&self, job: JobIndex) -> &Record {
@@ -213,6 +229,7 @@ impl Table {
             Kind::FrontInSlot => Place::FrontInSlot(slot.into(), position),
             Kind::FrontOwned => Place::FrontOwned,
             Kind::Slot => Place::Slot(slot.into(), position),
+            Kind::Aside => Place::Aside,
             Kind::Ending => Place::Ending,
         }
     }
@@ -225,6 +242,7 @@ impl Table {
             Place::FrontInSlot(slot, position) => (Kind::FrontInSlot, slot, position),
             Place::FrontOwned => (Kind::FrontOwned, 0, 0),
             Place::Slot(slot, position) => (Kind::Slot, slot, position),
+            Place::Aside => (Kind::Aside, 0, 0),
             Place::Ending => (Kind::Ending, 0, 0),
         };
         let seat = &mut self.seats[job.0 as usize];

@@ -50,8 +50,8 @@ pub(crate) use cli::*;
 pub(crate) use memory::SharedCounters;
 pub(crate) use process::*;
 #[cfg(feature = "cli")]
-pub(crate) use signal::{block_all, die_by_signal, raise_default};
-pub(crate) use signal::{reset_signals, signal_name, unblock_signals};
+pub(crate) use signal::{block_all, die_by_signal};
+pub(crate) use signal::{raise_default, reset_signals, signal_name, unblock_signals};
 #[cfg(feature = "cli")]
 pub(crate) use socket::{ListenerAddress, connect, listen};
 pub(crate) use stdio::*;

@@ -39,7 +39,6 @@ pub(crate) fn unblock_signals() {
 }
 
 /// Ends this process by `signal` as if no handler and no mask had ever been set; by `SIGABRT` if that does not end it.
-#[cfg(feature = "cli")]
 pub(crate) fn raise_default(signal: i32) -> ! {
     reset_signals();
     // SAFETY: raise(3) takes one word; the disposition is the default one.

@@ -11,6 +11,7 @@ mod out;
 mod reply;
 
 use crate::assembly::{Assembly, Taken};
+use crate::chaos::Fate;
 use crate::claim::{Claim, FrameId};
 use crate::frame::{FLAG_FRAGMENT, FLAG_TIMED, Frame, Frames, Header, Headers, Kind, Status};
 use crate::limits::{PACKET_SIZE_MAX, PRINTING_NS_MIN, RESULT_DELAY_NS, SEND_BUFFER_SIZE};
@@ -22,6 +23,7 @@ pub use reply::Reply;
 use std::io::IoSliceMut;
 use std::os::fd::{AsFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::Duration;
 
 /// What a handler may fail with; `?` turns any error into it, and `Err("text".into())` works.
 pub type HandlerError = Box<dyn std::error::Error>;
@@ -36,8 +38,11 @@ pub(crate) const EXIT_PROTOCOL: i32 = 70;
 pub(crate) const EXIT_START: i32 = 71;
 /// A system call that must not fail did.
 pub(crate) const EXIT_OS: i32 = 72;
+const SIGKILL: i32 = 9;
 /// `ENOMEM` on every Linux that Rust knows.
 const ENOMEM: i32 = 12;
+/// It was told to, by [`Chaos`](crate::Chaos).
+pub(crate) const EXIT_CHAOS: i32 = 74;
 /// The host is gone.
 pub(crate) const EXIT_ORPHAN: i32 = 73;
 
@@ -245,6 +250,7 @@ impl<S: Sys> Worker<'_, S> {
             id: frame.header.id,
             code: frame.header.code,
             flags: frame.header.flags,
+            order: frame.header.extra,
             headers: frame.headers(),
             body: frame.body(),
         };
@@ -283,9 +289,9 @@ impl<S: Sys> Worker<'_, S> {
         let Some(LargeJob { header_block, assembly }) = self.large.take_if(|l| l.assembly.is_whole()) else {
             return Ok(None);
         };
-        let &Header { id, code, flags, .. } = assembly.header();
+        let &Header { id, code, flags, extra: order, .. } = assembly.header();
         let headers = Headers::from_block(&header_block);
-        let left = self.claim_and_run(JobFrame { id, code, flags, headers, body: assembly.body() });
+        let left = self.claim_and_run(JobFrame { id, code, flags, order, headers, body: assembly.body() });
         self.spare = assembly.into_spare();
         left
     }
@@ -313,6 +319,9 @@ impl<S: Sys> Worker<'_, S> {
             self.out.message(Kind::Result, job.id, Status::UnknownHandler, b"", 0, self.now_ns);
             return Ok(None);
         };
+        if job.order != 0 {
+            meet(job.order);
+        }
         let timed = job.flags & FLAG_TIMED != 0;
         let request = Request { handler: name, headers: job.headers, body: job.body };
         let mut reply = self.out.begin(timed, job.body);
@@ -356,8 +365,23 @@ struct JobFrame<'a> {
     id: u64,
     code: u32,
     flags: u8,
+    /// A [`Fate`]; 0 is none.
+    order: u32,
     headers: Headers<'a>,
     body: &'a [u8],
+}
+
+/// Comes to grief as ordered.
+#[cold]
+fn meet(order: u32) {
+    match Fate::from_code(order) {
+        Some(Fate::Kill) => sys::raise_default(SIGKILL),
+        Some(Fate::Stall) => loop {
+            std::thread::sleep(Duration::from_secs(1));
+        },
+        Some(Fate::Exit) => sys::exit_now(EXIT_CHAOS),
+        None => {}
+    }
 }
 
 fn panic_message(panic: &(dyn std::any::Any + Send)) -> String {

@@ -83,8 +83,8 @@ impl<'a> Reply<'a> {
     ///         Ok(())
     ///     })
     ///     .spawn()?;
-    /// let outcome = pool.run("without_first_byte", [vec![b'x'; 1 << 20]])?.next().unwrap()?;
-    /// assert_eq!(outcome.done().map(|body| body.len()), Some((1 << 20) - 1));
+    /// let outcome = pool.map("without_first_byte", [vec![b'x'; 1 << 20]]).next();
+    /// assert_eq!(outcome.and_then(|outcome| outcome.done()).map(|body| body.len()), Some((1 << 20) - 1));
     /// # Ok(())
     /// # }
     /// ```

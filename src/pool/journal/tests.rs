@@ -30,7 +30,13 @@ struct Live {
 impl Live {
     fn entering(&self) -> Entering {
         let label = Label { tag: 1, job: self.job, generation: 2, handler: 3, batch: 4 };
-        Entering { label, id: self.id, estimate_ns: self.estimate_ns, timed: self.job.0.is_multiple_of(2) }
+        Entering {
+            label,
+            id: self.id,
+            estimate_ns: self.estimate_ns,
+            timed: self.job.0.is_multiple_of(2),
+            bound: false,
+        }
     }
 }
 

@@ -15,13 +15,14 @@ enum Step {
 #[test]
 fn every_place_is_kept() {
     let mut table = Table::new();
-    let job = table.insert(0, 0, 0, 0).job;
+    let job = table.insert(0, 0, Terms::default(), 0).job;
     let last = (WORKERS_MAX - 1) as u32;
     for place in [
         Place::Queue(u64::MAX),
         Place::FrontInSlot(last, 7),
         Place::FrontOwned,
         Place::Slot(last, 1 << 40),
+        Place::Aside,
         Place::Ending,
         Place::Nowhere,
     ] {
@@ -58,12 +59,12 @@ proptest! {
                         table.recall(label);
                         label
                     } else {
-                        table.insert(number, tag, timeout_ns, number + 1)
+                        table.insert(number, tag, Terms { timeout_ns, ..Terms::default() }, number + 1)
                     };
                     let job = label.job;
                     prop_assert_eq!((label, label.ticket()), (table.label(job), table.ticket(job)));
                     let r = table.get(job);
-                    prop_assert_eq!((r.handler, r.tag, r.timeout_ns, r.batch), (number, tag, timeout_ns, number + 1));
+                    prop_assert_eq!((r.handler, r.tag, r.terms.timeout_ns, r.batch), (number, tag, timeout_ns, number + 1));
                     // Nothing of the record's last job is left.
                     prop_assert!(r.charges == 0 && r.owned.is_none() && table.place(job) == Place::Nowhere);
                     let ticket = table.ticket(job);
@@ -85,7 +86,7 @@ proptest! {
                             code: 0,
                             extra: 0,
                         };
-                        r.owned = Some(Box::new(Owned { header, payload: Box::new([]), large: false }));
+                        r.owned = Some(Box::new(Owned { header, payload: Box::new([]), large: false, aside: false }));
                         // What is known already is not forgotten.
                         table.recall(label);
                         prop_assert!(table.get(job).charges == 2 && table.get(job).owned.is_some());
@@ -120,12 +121,12 @@ proptest! {
 #[test]
 fn generations_wrap() {
     let mut table = Table::new();
-    let job = table.insert(0, 0, 0, 0).job;
+    let job = table.insert(0, 0, Terms::default(), 0).job;
     table.set_place(job, Place::FrontOwned);
     table.seats[job.0 as usize].generation = u32::MAX;
     let old = table.ticket(job);
     table.remove(job);
-    let job = table.insert(0, 0, 0, 0).job;
+    let job = table.insert(0, 0, Terms::default(), 0).job;
     table.set_place(job, Place::FrontOwned);
     let new = table.ticket(job);
     assert_eq!((table.find(old), table.find(new), new.generation), (None, Some(job), 0));
