@@ -27,7 +27,89 @@ use std::fmt;
 pub const FLAG_FRAGMENT: u8 = 1;
 /// On a job: the worker is to say when it started and ended. On a result: the body begins with both times.
 pub const FLAG_TIMED: u8 = 2;
-const FLAGS_KNOWN: u8 = FLAG_FRAGMENT | FLAG_TIMED;
+/// On a job, with [`FLAG_TIMED`]: the worker is to say also what it used. On a result: the body begins with all of
+/// [`Metering`].
+pub const FLAG_METERED: u8 = 4;
+const FLAGS_KNOWN: u8 = FLAG_FRAGMENT | FLAG_TIMED | FLAG_METERED;
+
+/// Bytes before the body of a result with these flags.
+#[inline]
+pub const fn result_prefix_size(flags: u8) -> usize {
+    match flags & (FLAG_TIMED | FLAG_METERED) {
+        0 => 0,
+        FLAG_TIMED => RESULT_TIMES_SIZE,
+        _ => RESULT_PREFIX_SIZE_MAX,
+    }
+}
+
+/// Start and end, u64 nanoseconds each.
+pub const RESULT_TIMES_SIZE: usize = 16;
+/// The most that stands before a result's body: nine u64.
+pub const RESULT_PREFIX_SIZE_MAX: usize = 72;
+
+/// What a result says of its job, before its body: u64 words in this order, the first two with [`FLAG_TIMED`], all with
+/// [`FLAG_METERED`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Metering {
+    /// When the handler started. Units: nanoseconds of the monotonic clock.
+    pub start_ns: u64,
+    /// When it returned.
+    pub end_ns: u64,
+    /// CPU time in user mode.
+    pub user_us: u64,
+    /// CPU time in the kernel.
+    pub system_us: u64,
+    /// The worker's largest resident size so far.
+    pub resident_max_kib: u64,
+    /// Page faults served without reading.
+    pub minor_faults: u64,
+    /// Page faults that had to read.
+    pub major_faults: u64,
+    /// Times that the worker waited.
+    pub voluntary_switches: u64,
+    /// Times that it lost the core.
+    pub involuntary_switches: u64,
+}
+
+impl Metering {
+    /// As bytes; a result carries as many as its flags say.
+    pub fn encode(&self) -> [u8; RESULT_PREFIX_SIZE_MAX] {
+        let words = [
+            self.start_ns,
+            self.end_ns,
+            self.user_us,
+            self.system_us,
+            self.resident_max_kib,
+            self.minor_faults,
+            self.major_faults,
+            self.voluntary_switches,
+            self.involuntary_switches,
+        ];
+        let mut bytes = [0; RESULT_PREFIX_SIZE_MAX];
+        for (room, word) in bytes.chunks_exact_mut(8).zip(words) {
+            room.copy_from_slice(&word.to_le_bytes());
+        }
+        bytes
+    }
+
+    /// Reads what stands before a result's body; what is not there is 0.
+    pub fn decode(prefix: &[u8]) -> Self {
+        let word = |i: usize| {
+            prefix.get(i * 8..i * 8 + 8).map_or(0, |b| b.iter().rev().fold(0, |n, &b| n << 8 | u64::from(b)))
+        };
+        Self {
+            start_ns: word(0),
+            end_ns: word(1),
+            user_us: word(2),
+            system_us: word(3),
+            resident_max_kib: word(4),
+            minor_faults: word(5),
+            major_faults: word(6),
+            voluntary_switches: word(7),
+            involuntary_switches: word(8),
+        }
+    }
+}
 
 /// What a frame is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -115,7 +197,7 @@ pub struct Header {
     pub header_block_size: u16,
     /// What the frame is.
     pub kind: Kind,
-    /// [`FLAG_FRAGMENT`], [`FLAG_TIMED`].
+    /// [`FLAG_FRAGMENT`], [`FLAG_TIMED`], [`FLAG_METERED`].
     pub flags: u8,
     /// Which job.
     pub id: u64,

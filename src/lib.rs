@@ -62,7 +62,9 @@ mod worker;
 pub use chaos::{Chaos, Fate};
 pub use error::{Error, ErrorKind, TrySubmitError};
 pub use outcome::{Crash, CrashCause, Outcome, Reason};
-pub use pool::{Builder, Completion, HandlerId, HandlerRef, Job, JobLimits, Pool, Stats, Submitter, Ticket};
+pub use pool::{
+    Builder, Completion, HandlerId, HandlerRef, Job, JobLimits, JobUsage, Pool, Receipt, Stats, Submitter, Ticket,
+};
 pub use transport::TransportKind;
 pub use worker::{HandlerError, Reply, Request};
 

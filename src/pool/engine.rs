@@ -17,7 +17,7 @@ use super::terms::Terms;
 use crate::chaos::Chaos;
 use crate::claim::{self, FrameId};
 use crate::error::{Error, TrySubmitError};
-use crate::frame::{self, FLAG_TIMED, Header, Kind};
+use crate::frame::{self, FLAG_METERED, FLAG_TIMED, Header, Kind};
 use crate::limits::{
     ASIDE_SIZE_MAX, LARGE_STORE_SIZE, PACKET_SIZE_MAX, SLEEP_MAX, UNDELIVERED_SIZE_MAX, WINDOW_JOBS_MAX,
 };
@@ -83,6 +83,7 @@ pub(super) struct Config {
     /// Wait before a job is tried for the second time.
     pub(super) retry_backoff: Duration,
     pub(super) chaos: Option<Chaos>,
+    pub(super) receipts: bool,
     pub(super) stall_ns: u64,
     /// 0: none.
     pub(super) grace_ns: u64,
@@ -375,7 +376,7 @@ impl<S: Sys> Engine<S> {
             return None;
         }
         let timed = terms.timeout_ns != 0;
-        let label = if direct.is_some() && !large && terms.is_plain() {
+        let label = if direct.is_some() && !large && terms.is_plain() && !self.config.receipts {
             self.count_in(batch);
             self.table.insert_unfilled(handler, tag, batch)
         } else {
@@ -386,6 +387,9 @@ impl<S: Sys> Engine<S> {
         let bound = terms.queue_ns != 0;
         if bound {
             self.limit_wait(index, terms.queue_ns);
+        }
+        if self.config.receipts {
+            self.stamp_submitted(label);
         }
         let header = Header {
             payload_size: payload_size as u32,
@@ -582,9 +586,11 @@ impl<S: Sys> Engine<S> {
         self.count(&outcome);
         let r = self.table.get(job);
         let (tag, batch, tried, ticket) = (r.tag, r.batch, r.attempts, self.table.ticket(job));
+        let label = self.table.label(job);
+        let receipt = self.receipt(label, None);
         self.forget(job);
         if self.is_wanted(batch) {
-            self.keep(Finished { ticket, tag, batch, outcome, tried, worker, run_ns });
+            self.keep(Finished { ticket, tag, batch, outcome, tried, worker, run_ns, receipt });
         }
     }
 
@@ -799,7 +805,11 @@ impl<S: Sys> Engine<S> {
     /// Flags of a small job's frame, and of a plain result: with times, if anybody wants to know.
     #[inline]
     pub(super) fn plain_flags(&self) -> u8 {
-        if self.hook.is_some() { FLAG_TIMED } else { 0 }
+        match (self.config.receipts, self.hook.is_some()) {
+            (true, _) => FLAG_TIMED | FLAG_METERED,
+            (false, true) => FLAG_TIMED,
+            (false, false) => 0,
+        }
     }
 
     #[inline]

@@ -1,5 +1,6 @@
 //! What goes in and what comes out.
 
+use super::receipt::Receipt;
 use super::table::Ticket;
 use super::terms::JobLimits;
 use crate::frame::push_header;
@@ -96,6 +97,7 @@ pub struct Completion<'a> {
     pub(super) tried: u32,
     pub(super) worker: Option<usize>,
     pub(super) run_ns: Option<u64>,
+    pub(super) receipt: Option<Box<Receipt>>,
 }
 
 impl Completion<'_> {
@@ -107,6 +109,11 @@ impl Completion<'_> {
     /// How often it was started: more than once only if retries were asked for.
     pub fn attempts(&self) -> u32 {
         self.tried + u32::from(self.worker.is_some())
+    }
+
+    /// Where its time went and what it used, if the pool was told to keep [`receipts`](crate::Builder::receipts).
+    pub fn receipt(&self) -> Option<&Receipt> {
+        self.receipt.as_deref()
     }
 
     /// How long the handler ran, as its worker measured it, up to 4.29 s; `None` when it brought no result.
@@ -125,6 +132,7 @@ pub(super) struct Finished {
     pub(super) tried: u32,
     pub(super) worker: Option<usize>,
     pub(super) run_ns: Option<u64>,
+    pub(super) receipt: Option<Box<Receipt>>,
 }
 
 impl Finished {
@@ -142,6 +150,6 @@ impl Finished {
             other => other.clone().map(|_| &[][..]),
         };
         let Self { ticket, tag, tried, worker, run_ns, .. } = *self;
-        Completion { ticket, tag, outcome, tried, worker, run_ns }
+        Completion { ticket, tag, outcome, tried, worker, run_ns, receipt: self.receipt.clone() }
     }
 }

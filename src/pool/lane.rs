@@ -4,7 +4,7 @@
 //! A lane is plain data beside the engine, so that its owner can look at inputs between two jobs. Until it is closed the
 //! scheduler does not know of its jobs; nothing else may be submitted meanwhile.
 
-use super::engine::{BATCH_SINGLE, Engine};
+use super::engine::{BATCH_SINGLE, Config, Engine};
 use super::hook::Step;
 use super::journal::Entering;
 use super::table::{Place, Ticket};
@@ -44,7 +44,8 @@ impl<S: Sys> Engine<S> {
     /// when nobody's worker is to come to grief. `None`: the next job takes the ordinary way.
     pub(super) fn open_lane(&mut self, handler: u32, batch: u32, jobs_max: u32) -> Option<Lane> {
         let nobody_waits = self.front.is_empty() && self.queue.head() == self.queue.tail();
-        let is_plain = self.config.terms[handler as usize].is_plain() && self.config.chaos.is_none();
+        let Config { terms, chaos, receipts, .. } = &self.config;
+        let is_plain = terms[handler as usize].is_plain() && chaos.is_none() && !receipts;
         if !nobody_waits || !is_plain || self.is_house_full() || self.aside_size >= ASIDE_SIZE_MAX {
             return None;
         }

@@ -7,18 +7,19 @@ use super::engine::{Engine, Pending, Sink};
 use super::hook::Step;
 use super::job::{Completion, Finished};
 use super::journal::{Entry, Position, State};
+use super::receipt::Receipt;
 use super::slot::{Doom, Life};
 use super::table::{Label, Ticket};
 use crate::assembly::{Assembly, Taken};
-use crate::frame::{FLAG_FRAGMENT, FLAG_TIMED, Frame, Frames, Header, Kind, Status, frame_size};
+use crate::frame::{
+    FLAG_FRAGMENT, FLAG_TIMED, Frame, Frames, Header, Kind, Metering, RESULT_PREFIX_SIZE_MAX, RESULT_TIMES_SIZE,
+    Status, frame_size, result_prefix_size,
+};
 use crate::limits::{DRAINS_MAX, PACKET_SIZE_MAX, PACKETS_PER_TURN, RING_SIZE};
 use crate::outcome::{Outcome, Reason};
 use crate::sync::{Ordering, fence};
 use crate::sys::{Pages, Received, Sys};
 use std::io::IoSliceMut;
-
-/// Bytes of the two times before the body of a timed result.
-const TIMES_SIZE: usize = 16;
 
 /// The taker where there is none: every completion is kept.
 type Keep<S> = fn(&mut Engine<S>, Completion<'_>);
@@ -27,13 +28,13 @@ type Keep<S> = fn(&mut Engine<S>, Completion<'_>);
 const LEARN_ALWAYS_NS: u32 = 4096;
 
 /// A job that has left its slot.
-#[derive(Clone, Copy)]
 struct Over {
     slot: usize,
     label: Label,
     /// How often it has been tried before.
     tried: u32,
     run_ns: u32,
+    receipt: Option<Box<Receipt>>,
 }
 
 /// Whether a packet is one fragment of a large result: it has not come by way of the ring.
@@ -194,7 +195,7 @@ impl<S: Sys> Engine<S> {
                 let (tag, ticket, outcome) = (label.tag, label.ticket(), Outcome::Done(frame.body()));
                 let (worker, run_ns) = (Some(slot), Some(u64::from(frame.header.extra)));
                 // Made where it is taken: a completion that is moved on its way is stored and loaded again.
-                sink.take(engine, Completion { ticket, tag, outcome, tried: 0, worker, run_ns });
+                sink.take(engine, Completion { ticket, tag, outcome, tried: 0, worker, run_ns, receipt: None });
                 continue;
             }
             if is_recorded
@@ -206,7 +207,7 @@ impl<S: Sys> Engine<S> {
                 engine.note_plain(slot, label, times, at_ns);
                 let (tag, ticket, outcome) = (label.tag, label.ticket(), Outcome::Done(body));
                 let (worker, run_ns) = (Some(slot), Some(u64::from(frame.header.extra)));
-                sink.take(engine, Completion { ticket, tag, outcome, tried: 0, worker, run_ns });
+                sink.take(engine, Completion { ticket, tag, outcome, tried: 0, worker, run_ns, receipt: None });
                 continue;
             }
             engine.book_settled(slot, settled);
@@ -247,18 +248,17 @@ impl<S: Sys> Engine<S> {
 
     /// The steps of a plain result that was received at `at_ns` with the others of its packet, and is handed out now.
     #[inline(never)]
-    fn note_plain(&mut self, slot: usize, label: Label, times: &[u8; TIMES_SIZE], at_ns: u64) {
+    fn note_plain(&mut self, slot: usize, label: Label, times: &[u8; RESULT_TIMES_SIZE], at_ns: u64) {
         let (ticket, tag, worker) = (label.ticket(), label.tag, Some(slot));
-        self.note_run(ticket, tag, slot, times);
+        self.note_run(ticket, tag, slot, &Metering::decode(times));
         self.note_at(Step::Received, ticket, tag, worker, at_ns);
         self.note_ticket(Step::Delivered, ticket, tag, worker);
     }
 
     /// When a job ran, as its worker says.
-    fn note_run(&mut self, ticket: Ticket, tag: u64, slot: usize, times: &[u8; TIMES_SIZE]) {
-        let ns = |at: usize| times[at..at + 8].iter().rev().fold(0, |n, &b| n << 8 | u64::from(b));
-        self.note_at(Step::Started, ticket, tag, Some(slot), ns(0));
-        self.note_at(Step::Ended, ticket, tag, Some(slot), ns(8));
+    fn note_run(&mut self, ticket: Ticket, tag: u64, slot: usize, metering: &Metering) {
+        self.note_at(Step::Started, ticket, tag, Some(slot), metering.start_ns);
+        self.note_at(Step::Ended, ticket, tag, Some(slot), metering.end_ns);
     }
 
     /// Lets the slot know what has been settled.
@@ -325,7 +325,7 @@ impl<S: Sys> Engine<S> {
             return self.settle_result(slot, position, &frame.header, frame.body(), sink);
         }
         let Ok(fragment) = frame.fragment() else { return self.kill(slot, Doom::Hostile) };
-        let limit = self.config.job_size_max + TIMES_SIZE;
+        let limit = self.config.job_size_max + RESULT_PREFIX_SIZE_MAX;
         if fragment.total > limit as u64 {
             return self.kill(slot, Doom::Hostile);
         }
@@ -365,20 +365,16 @@ impl<S: Sys> Engine<S> {
         body: &[u8],
         sink: Option<&mut F>,
     ) {
-        let (times, body) = if header.flags & FLAG_TIMED != 0 {
-            match body.split_first_chunk::<TIMES_SIZE>() {
-                Some((times, body)) => (Some(times), body),
-                None => return self.kill(slot, Doom::Hostile),
-            }
-        } else {
-            (None, body)
+        let Some((prefix, body)) = body.split_at_checked(result_prefix_size(header.flags)) else {
+            return self.kill(slot, Doom::Hostile);
         };
+        let metering = if prefix.is_empty() { None } else { Some(Metering::decode(prefix)) };
         let Some(status) = Status::from_code(header.code) else { return self.kill(slot, Doom::Hostile) };
         let label = self.slots[slot].journal.entry(position).label;
         if self.hook.is_some() {
             let (tag, ticket) = (label.tag, label.ticket());
-            if let Some(times) = times {
-                self.note_run(ticket, tag, slot, times);
+            if let Some(m) = &metering {
+                self.note_run(ticket, tag, slot, m);
             }
             self.note_ticket(Step::Received, ticket, tag, Some(slot));
         }
@@ -406,7 +402,8 @@ impl<S: Sys> Engine<S> {
             }
             return;
         }
-        let over = self.book_result(slot, position, header.extra);
+        let receipt = self.receipt(label, metering.as_ref());
+        let over = Over { receipt, ..self.book_result(slot, position, header.extra) };
         self.count(&outcome);
         self.hand_over(over, outcome, sink);
     }
@@ -436,12 +433,12 @@ impl<S: Sys> Engine<S> {
             tried = self.table.get(label.job).attempts;
             self.forget(label.job);
         }
-        Over { slot, label, tried, run_ns }
+        Over { slot, label, tried, run_ns, receipt: None }
     }
 
     /// Hands a result to its taker, or keeps it.
     fn hand_over<F: Sink<S>>(&mut self, over: Over, outcome: Outcome<&[u8]>, sink: Option<&mut F>) {
-        let Over { slot, label, tried, run_ns } = over;
+        let Over { slot, label, tried, run_ns, receipt } = over;
         let (tag, batch, ticket) = (label.tag, label.batch, label.ticket());
         if !self.is_wanted(batch) {
             return;
@@ -451,11 +448,11 @@ impl<S: Sys> Engine<S> {
             Some(sink) if batch == self.taker => {
                 self.delivered(batch);
                 self.note_ticket(Step::Delivered, ticket, tag, worker);
-                sink.take(self, Completion { ticket, tag, outcome, tried, worker, run_ns });
+                sink.take(self, Completion { ticket, tag, outcome, tried, worker, run_ns, receipt });
             }
             _ => {
                 let outcome = outcome.map(<[u8]>::to_vec);
-                self.keep(Finished { ticket, tag, batch, outcome, tried, worker, run_ns });
+                self.keep(Finished { ticket, tag, batch, outcome, tried, worker, run_ns, receipt });
             }
         }
     }

@@ -127,15 +127,17 @@ impl<S: Sys> Engine<S> {
             end += 1;
         }
         // Before they leave: their worker may start them before the call returns.
-        let sent_ns = if self.hook.is_some() { self.sys.now_ns() } else { 0 };
+        let is_stamped = self.hook.is_some() || self.config.receipts;
+        let sent_ns = if is_stamped { self.sys.now_ns() } else { 0 };
         let sent = self.transport.send(slot, &[IoSlice::new(s.journal.run(first, size))])?;
         if sent == Sent::All {
             s.sent = end;
             s.sent_seq = s.sent_seq.wrapping_add((end - first) as u32);
             self.stats.packets_sent += 1;
-            if self.hook.is_some() {
+            if is_stamped {
                 for position in first..end {
                     let label = self.slots[slot].journal.entry(position).label;
+                    self.stamp_sent(label, sent_ns);
                     self.note_at(Step::Sent, label.ticket(), label.tag, Some(slot), sent_ns);
                 }
             }
@@ -208,6 +210,7 @@ impl<S: Sys> Engine<S> {
                 s.fragment_offset = 0;
                 s.sent = position + 1;
                 s.sent_seq = s.sent_seq.wrapping_add(1);
+                self.stamp_sent(entry.label, sent_ns);
                 self.note_at(Step::Sent, entry.label.ticket(), entry.label.tag, Some(slot), sent_ns);
             }
         }

@@ -2,6 +2,7 @@
 //! those that need more.
 
 use super::journal::Position;
+use super::receipt::Stamps;
 use super::terms::Terms;
 use crate::frame::Header;
 use crate::limits::WORKERS_MAX;
@@ -109,6 +110,7 @@ pub(super) struct Record {
     pub(super) attempts: u32,
     pub(super) retry_timer: Option<TimerId>,
     pub(super) queue_timer: Option<TimerId>,
+    pub(super) stamps: Stamps,
     pub(super) owned: Option<Box<Owned>>,
 }
 

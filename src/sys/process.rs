@@ -78,6 +78,36 @@ pub(super) fn reap(pid: Pid) -> OsResult<Option<ExitReport>> {
     Ok(Some(ExitReport { exit, usage }))
 }
 
+/// What this process, and the children that it has waited for, have used until now.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct UsageNow {
+    pub(crate) user_us: u64,
+    pub(crate) system_us: u64,
+    pub(crate) resident_max_kib: u64,
+    pub(crate) minor_faults: u64,
+    pub(crate) major_faults: u64,
+    pub(crate) voluntary_switches: u64,
+    pub(crate) involuntary_switches: u64,
+}
+
+/// As `getrusage(2)` has it; nothing where it has none.
+pub(crate) fn usage_now() -> UsageNow {
+    use nix::sys::resource::{UsageWho, getrusage};
+    let mut sum = UsageNow::default();
+    for who in [UsageWho::RUSAGE_SELF, UsageWho::RUSAGE_CHILDREN] {
+        let Ok(usage) = super::retry_nix("getrusage", || getrusage(who)) else { continue };
+        let micros = |t: nix::sys::time::TimeVal| t.tv_sec() as u64 * 1_000_000 + t.tv_usec() as u64;
+        sum.user_us += micros(usage.user_time());
+        sum.system_us += micros(usage.system_time());
+        sum.resident_max_kib = sum.resident_max_kib.max(usage.max_rss() as u64);
+        sum.minor_faults += usage.minor_page_faults() as u64;
+        sum.major_faults += usage.major_page_faults() as u64;
+        sum.voluntary_switches += usage.voluntary_context_switches() as u64;
+        sum.involuntary_switches += usage.involuntary_context_switches() as u64;
+    }
+    sum
+}
+
 /// This process's id.
 pub(crate) fn own_pid() -> Pid {
     std::process::id() as Pid

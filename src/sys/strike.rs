@@ -45,6 +45,7 @@ impl Strike {
         "fork",
         "ftruncate",
         "getrlimit",
+        "getrusage",
         "getsockname",
         "getsockopt",
         "kill",

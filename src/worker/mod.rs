@@ -7,17 +7,19 @@
 //!
 //! The nursery calls [`run`] right after the fork.
 
+mod meter;
 mod out;
 mod reply;
 
 use crate::assembly::{Assembly, Taken};
 use crate::chaos::Fate;
 use crate::claim::{Claim, FrameId};
-use crate::frame::{FLAG_FRAGMENT, FLAG_TIMED, Frame, Frames, Header, Headers, Kind, Status};
+use crate::frame::{FLAG_FRAGMENT, Frame, Frames, Header, Headers, Kind, Status};
 use crate::limits::{PACKET_SIZE_MAX, PRINTING_NS_MIN, RESULT_DELAY_NS, SEND_BUFFER_SIZE};
 use crate::slot::{Phase, SlotMemory};
 use crate::spin::Spin;
 use crate::sys::{self, OsError, OsResult, Received, Sys, TickClock, Wait};
+use meter::Meter;
 use out::Out;
 pub use reply::Reply;
 use std::io::IoSliceMut;
@@ -322,19 +324,19 @@ impl<S: Sys> Worker<'_, S> {
         if job.order != 0 {
             meet(job.order);
         }
-        let timed = job.flags & FLAG_TIMED != 0;
+        let meter = Meter::begin(job.flags);
         let request = Request { handler: name, headers: job.headers, body: job.body };
-        let mut reply = self.out.begin(timed, job.body);
+        let mut reply = self.out.begin(meter.prefix_size(), job.body);
         let result = catch_unwind(AssertUnwindSafe(|| handler(&request, &mut reply)));
         let spilled = reply.finish();
-        let end_ns = self.end_of_job(timed);
+        let end_ns = self.end_of_job(meter.is_asked());
         let run_ns = end_ns.saturating_sub(self.now_ns);
         // The job's own output is written before its result can be: no line is lost when the next job crashes.
         sys::flush_c_stdio_if_any();
         if run_ns >= PRINTING_NS_MIN {
             sys::flush_rust_stdout();
         }
-        let times = (self.now_ns, end_ns);
+        let prefix = meter.end(self.now_ns, end_ns);
         self.now_ns = end_ns;
         let extra = u32::try_from(run_ns).unwrap_or(u32::MAX);
         match result {
@@ -342,18 +344,18 @@ impl<S: Sys> Worker<'_, S> {
                 let size = spilled.size();
                 if size > self.handlers.job_size_max {
                     let size = (size as u64).to_le_bytes();
-                    self.out.failure(job.id, Status::ReplyTooLarge, &size, extra, timed, times);
+                    self.out.failure(job.id, Status::ReplyTooLarge, &size, extra, &prefix, end_ns);
                 } else {
-                    self.out.commit(self.socket.as_fd(), &job, extra, spilled, timed.then_some(times), end_ns)?;
+                    self.out.commit(self.socket.as_fd(), &job, extra, spilled, &prefix, end_ns)?;
                 }
             }
             Ok(Err(error)) => {
                 let text = error.to_string();
-                self.out.failure(job.id, Status::Failed, text.as_bytes(), extra, timed, times);
+                self.out.failure(job.id, Status::Failed, text.as_bytes(), extra, &prefix, end_ns);
             }
             Err(panic) => {
                 let text = panic_message(&*panic);
-                self.out.failure(job.id, Status::Panicked, text.as_bytes(), extra, timed, times);
+                self.out.failure(job.id, Status::Panicked, text.as_bytes(), extra, &prefix, end_ns);
             }
         }
         Ok(None)

@@ -4,8 +4,9 @@
 //! before `sent`. The host reads the rest from the ring when this process dies.
 
 use super::JobFrame;
+use super::meter::{self, Prefix};
 use super::reply::{Reply, Spilled};
-use crate::frame::{self, FLAG_FRAGMENT, FLAG_TIMED, Header, Kind, Status};
+use crate::frame::{self, FLAG_FRAGMENT, Header, Kind, Status};
 use crate::limits::{
     FRAGMENT_PREFIX_SIZE, FRAME_ALIGN, FRAME_HEADER_SIZE, MESSAGE_SIZE_MAX, PACK_SIZE_MAX, PACKET_SIZE_MAX,
     SPARE_SIZE_MAX,
@@ -14,9 +15,6 @@ use crate::slot::{Control, Phase, SlotMemory};
 use crate::sys::{self, OsError, OsResult, Sent, Sys, Wait};
 use std::io::IoSlice;
 use std::os::fd::BorrowedFd;
-
-/// Bytes of the two times before the body of a timed result: start and end, u64 nanoseconds each.
-const TIMES_SIZE: usize = 16;
 
 pub(super) struct Out<S: Sys> {
     sys: S,
@@ -67,8 +65,8 @@ impl<S: Sys> Out<S> {
 
     /// Begins a reply in place, behind the header that [`Out::commit`] writes.
     #[inline]
-    pub(super) fn begin<'a>(&'a mut self, timed: bool, body: &'a [u8]) -> Reply<'a> {
-        let skip = FRAME_HEADER_SIZE + if timed { TIMES_SIZE } else { 0 };
+    pub(super) fn begin<'a>(&'a mut self, prefix_size: usize, body: &'a [u8]) -> Reply<'a> {
+        let skip = FRAME_HEADER_SIZE + prefix_size;
         let room = self.memory.out_ring_mut().slice_mut(self.published, self.packet_size_max);
         self.spill.clear();
         Reply::new(&mut room[skip..], &mut self.spill, body)
@@ -82,11 +80,10 @@ impl<S: Sys> Out<S> {
         job: &JobFrame<'_>,
         extra: u32,
         reply: Spilled,
-        times: Option<(u64, u64)>,
+        prefix: &Option<Prefix>,
         now_ns: u64,
     ) -> OsResult<()> {
-        let prefix = if times.is_some() { TIMES_SIZE } else { 0 };
-        let flags = if times.is_some() { FLAG_TIMED } else { 0 };
+        let (prefix, flags) = meter::parts(prefix);
         let header = |payload_size: usize, flags: u8| Header {
             payload_size: payload_size as u32,
             header_block_size: 0,
@@ -98,13 +95,12 @@ impl<S: Sys> Out<S> {
         };
         match reply {
             Spilled::InPlace(body_size) => {
-                let payload_size = prefix + body_size;
+                let payload_size = prefix.len() + body_size;
                 let size = frame::frame_size(payload_size);
                 let room = self.memory.out_ring_mut().slice_mut(self.published, size);
                 room[..FRAME_HEADER_SIZE].copy_from_slice(&header(payload_size, flags).encode());
-                if let Some((start, end)) = times {
-                    room[FRAME_HEADER_SIZE..][..8].copy_from_slice(&start.to_le_bytes());
-                    room[FRAME_HEADER_SIZE + 8..][..8].copy_from_slice(&end.to_le_bytes());
+                if !prefix.is_empty() {
+                    room[FRAME_HEADER_SIZE..][..prefix.len()].copy_from_slice(prefix);
                 }
                 let padding = &mut room[FRAME_HEADER_SIZE + payload_size..];
                 if !padding.is_empty() {
@@ -119,13 +115,13 @@ impl<S: Sys> Out<S> {
             }
             Spilled::Outside(_) => {
                 let body = std::mem::take(&mut self.spill);
-                let result = self.send_fragments(socket, &body, times, header);
+                let result = self.send_fragments(socket, &body, (prefix, flags), header);
                 if body.capacity() <= SPARE_SIZE_MAX {
                     self.spill = body;
                 }
                 result
             }
-            Spilled::Forwarded(range) => self.send_fragments(socket, &job.body[range], times, header),
+            Spilled::Forwarded(range) => self.send_fragments(socket, &job.body[range], (prefix, flags), header),
         }
     }
 
@@ -135,22 +131,13 @@ impl<S: Sys> Out<S> {
         &mut self,
         socket: BorrowedFd<'_>,
         body: &[u8],
-        times: Option<(u64, u64)>,
+        (lead, flags): (&[u8], u8),
         header: impl Fn(usize, u8) -> Header,
     ) -> OsResult<()> {
         self.flush(socket)?;
         sys::flush_rust_stdout();
-        let mut whole = [0; TIMES_SIZE];
-        let lead = match times {
-            Some((start, end)) => {
-                whole[..8].copy_from_slice(&start.to_le_bytes());
-                whole[8..].copy_from_slice(&end.to_le_bytes());
-                &whole[..]
-            }
-            None => &[],
-        };
         let total = lead.len() + body.len();
-        let flags = FLAG_FRAGMENT | if times.is_some() { FLAG_TIMED } else { 0 };
+        let flags = FLAG_FRAGMENT | flags;
         let part_max = self.packet_size_max - FRAME_HEADER_SIZE - FRAGMENT_PREFIX_SIZE;
         let mut offset = 0;
         while offset < total {
@@ -183,22 +170,19 @@ impl<S: Sys> Out<S> {
         self.publish(size, now_ns);
     }
 
-    /// Writes how a job failed, with its times when they are asked for. Long text is cut.
+    /// Writes how a job failed, behind what is asked for of it. Long text is cut.
     pub(super) fn failure(
         &mut self,
         id: u64,
         status: Status,
         text: &[u8],
         extra: u32,
-        timed: bool,
-        (start_ns, end_ns): (u64, u64),
+        prefix: &Option<Prefix>,
+        end_ns: u64,
     ) {
         let text = &text[..text.len().min(MESSAGE_SIZE_MAX)];
-        let (flags, times) = match timed {
-            true => (FLAG_TIMED, [start_ns.to_le_bytes(), end_ns.to_le_bytes()].concat()),
-            false => (0, Vec::new()),
-        };
-        let body = [&times[..], text].concat();
+        let (prefix, flags) = meter::parts(prefix);
+        let body = [prefix, text].concat();
         let size = frame::frame_size(body.len());
         let (kind, code) = (Kind::Result, status as u32);
         let header = Header { payload_size: 0, header_block_size: 0, kind, flags, id, code, extra };
