@@ -63,7 +63,8 @@ pub use chaos::{Chaos, Fate};
 pub use error::{Error, ErrorKind, TrySubmitError};
 pub use outcome::{Crash, CrashCause, Outcome, Reason};
 pub use pool::{
-    Builder, Completion, HandlerId, HandlerRef, Job, JobLimits, JobUsage, Pool, Receipt, Stats, Submitter, Ticket,
+    Builder, Capsule, Completion, HandlerId, HandlerRef, Job, JobLimits, JobUsage, Pool, Receipt, Stats, Submitter,
+    Ticket,
 };
 pub use transport::TransportKind;
 pub use worker::{HandlerError, Reply, Request};

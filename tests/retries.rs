@@ -34,6 +34,10 @@ fn main() {
         a_worker_that_does_not_listen_is_killed,
         chaos_strikes_exactly_those_drawn => 180,
         chaos_with_retries_loses_nothing => 180,
+        what_crashes_in_spite_of_retries_is_quarantined,
+        every_crash_is_quarantined_if_asked,
+        what_never_started_is_quarantined_too,
+        a_job_runs_without_a_pool,
         nonsense_is_refused,
     ]);
 }
@@ -430,6 +434,129 @@ fn chaos_with_retries_loses_nothing(transport: TransportKind) {
         assert_eq!((ends[&n].attempts, started(n)), (tries, 1), "job {n}");
         assert!(ends[&n].outcome.is_done());
     }
+}
+
+// ---- quarantine
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Kept {
+    tag: u64,
+    handler: String,
+    headers: Vec<(Vec<u8>, Vec<u8>)>,
+    body: Vec<u8>,
+    attempts: u32,
+    signal: Option<i32>,
+    has_usage: bool,
+}
+
+/// Where capsules are kept.
+type Shelf = std::sync::Arc<std::sync::Mutex<Vec<Kept>>>;
+
+fn keep_capsules(builder: Builder) -> (Builder, Shelf) {
+    let shelf = Shelf::default();
+    let kept = shelf.clone();
+    let builder = builder.on_quarantine(move |capsule| {
+        kept.lock().unwrap().push(Kept {
+            tag: capsule.tag,
+            handler: capsule.handler.to_owned(),
+            headers: capsule.headers().map(|(k, v)| (k.to_vec(), v.to_vec())).collect(),
+            body: capsule.body.to_vec(),
+            attempts: capsule.attempts,
+            signal: match capsule.crash.cause {
+                CrashCause::Signal(n) => Some(n),
+                _ => None,
+            },
+            has_usage: capsule.usage.is_some_and(|u| u.resident_max_kib > 0),
+        });
+    });
+    (builder, shelf)
+}
+
+/// Small, large and packed jobs; those that crashed at last after retries have a capsule with all of their input, and no
+/// others.
+fn what_crashes_in_spite_of_retries_is_quarantined(transport: TransportKind) {
+    let (builder, shelf) = keep_capsules(builder(2, transport).retries(1));
+    let mut pool = builder.spawn().unwrap();
+    let large = format!("d {}", "x".repeat(2 << 20));
+    let orders = ["d", "e", "f", "de", "fd", "df", &large];
+    for (number, orders) in orders.iter().enumerate() {
+        let body = body(number as u64, orders);
+        pool.submit(Job::new("do", &body).header("key", "value").tag(number as u64)).unwrap();
+    }
+    let mut quarantined = Vec::new();
+    while pool.outstanding() > 0 {
+        pool.poll(None, |completion, _| {
+            if completion.is_quarantined() {
+                quarantined.push(completion.tag);
+            }
+        })
+        .unwrap();
+    }
+    quarantined.sort_unstable();
+    assert_eq!(quarantined, [0, 4, 6]);
+    assert_eq!(pool.stats().quarantined, 3);
+    let mut kept = shelf.lock().unwrap().clone();
+    kept.sort_by_key(|k| k.tag);
+    let expected = |tag: u64| Kept {
+        tag,
+        handler: "do".to_owned(),
+        headers: vec![(b"key".to_vec(), b"value".to_vec())],
+        body: body(tag, orders[tag as usize]),
+        attempts: 2,
+        signal: Some(9),
+        has_usage: true,
+    };
+    assert!(kept == [0, 4, 6].map(expected), "{:?}", kept.iter().map(|k| (k.tag, k.attempts)).collect::<Vec<_>>());
+}
+
+fn every_crash_is_quarantined_if_asked(transport: TransportKind) {
+    let (builder, shelf) = keep_capsules(builder(2, transport).quarantine_all(true));
+    let limits = JobLimits::new().timeout(Duration::from_millis(100));
+    let mut pool = builder.handler_limits("do", limits).spawn().unwrap();
+    let bodies: Vec<_> = (0..3_000).map(|n| body(n, if n % 500 == 77 { "d" } else { "e" })).collect();
+    pool.for_each("do", &bodies, |completion, _| {
+        assert_eq!(completion.is_quarantined(), !completion.outcome.is_done(), "{}", completion.tag);
+    })
+    .unwrap();
+    // Neither what fails nor what is killed for its deadline has crashed.
+    let ends = run(&mut pool, &[(3_001, "f"), (3_002, "h")]);
+    assert!(!ends.values().any(|end| end.outcome.is_done()));
+    let mut tags: Vec<_> = shelf.lock().unwrap().iter().map(|k| (k.tag, k.attempts, k.body.len())).collect();
+    tags.sort_unstable();
+    assert_eq!(tags, (0..6).map(|n| (n * 500 + 77, 1, 5)).collect::<Vec<_>>());
+}
+
+/// A job that is too large for every worker: the third that dies with it next in line makes it the cause.
+fn what_never_started_is_quarantined_too(transport: TransportKind) {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let (builder, shelf) = keep_capsules(builder(1, transport).quarantine_all(true));
+    let limit = || {
+        let statm = std::fs::read_to_string("/proc/self/statm")?;
+        let pages: u64 = statm.split(' ').next().unwrap_or_default().parse()?;
+        let (_, hard) = getrlimit(Resource::RLIMIT_AS)?;
+        setrlimit(Resource::RLIMIT_AS, pages * 4096 + (16 << 20), hard)?;
+        Ok(())
+    };
+    let mut pool = builder.on_start(limit).spawn().unwrap();
+    let large = format!("e {}", "x".repeat(40 << 20));
+    let ends = run(&mut pool, &[(1, &large), (2, "e")]);
+    assert!(
+        matches!(&ends[&1].outcome, Outcome::Crashed(crash) if crash.cause == CrashCause::NeverStarted),
+        "{ends:?}"
+    );
+    assert!(ends[&2].outcome.is_done());
+    let kept = shelf.lock().unwrap();
+    let [only] = &kept[..] else { panic!("{} capsules", kept.len()) };
+    assert!(only.tag == 1 && only.attempts == 0 && only.body == body(1, &large) && started(1) == 0);
+}
+
+fn a_job_runs_without_a_pool(transport: TransportKind) {
+    let here = |orders: &str| builder(1, transport).run_here(&Job::new("do", &body(1, orders))).unwrap();
+    assert_eq!(here("e"), Outcome::Done(body(1, "e")));
+    assert_eq!(here("f"), Outcome::Failed { message: "attempt 0".to_owned(), panicked: false });
+    assert_eq!(here("p"), Outcome::Failed { message: "attempt 0".to_owned(), panicked: true });
+    let unknown = builder(1, transport).run_here(&Job::new("dont", b"")).unwrap();
+    assert_eq!(unknown, Outcome::Rejected { reason: Reason::UnknownHandler("dont".to_owned()) });
 }
 
 fn nonsense_is_refused(transport: TransportKind) {

@@ -3,7 +3,9 @@
 use super::Pool;
 use super::engine::{Config, Engine, Parts};
 use super::hook::{Event, Hook};
+use super::job::Job;
 use super::journal::Journal;
+use super::quarantine::{Capsule, Quarantine};
 use super::retry::RetryOn;
 use super::slot::Slot;
 use super::terms::{JobLimits, Terms};
@@ -34,6 +36,8 @@ pub struct Builder {
     retry_on: Option<RetryOn>,
     chaos: Option<Chaos>,
     receipts: bool,
+    quarantines_all: bool,
+    on_quarantine: Option<Quarantine>,
     stall_timeout: Duration,
     grace: Duration,
     spawn_timeout: Duration,
@@ -60,6 +64,8 @@ impl Default for Builder {
             retry_on: None,
             chaos: None,
             receipts: false,
+            quarantines_all: false,
+            on_quarantine: None,
             stall_timeout: STALL_TIMEOUT,
             grace: GRACE,
             spawn_timeout: SPAWN_TIMEOUT,
@@ -158,6 +164,32 @@ impl Builder {
     pub fn receipts(mut self, wanted: bool) -> Self {
         self.receipts = wanted;
         self
+    }
+
+    /// Is handed a [`Capsule`] of each job that is quarantined, with all that is needed to run it again: one whose retries
+    /// were used up and that crashed its worker at last; see also [`Builder::quarantine_all`].
+    pub fn on_quarantine(mut self, hook: impl FnMut(&Capsule<'_>) + Send + 'static) -> Self {
+        self.on_quarantine = Some(Box::new(hook));
+        self
+    }
+
+    /// Quarantines every job that crashes its worker, also one that was not to be tried again. Default: no.
+    pub fn quarantine_all(mut self, wanted: bool) -> Self {
+        self.quarantines_all = wanted;
+        self
+    }
+
+    /// Runs one job in this process, without any pool, as a worker would: for a debugger. Set-up runs first. A crash of the
+    /// handler is this process's own.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Config`] when set-up fails.
+    pub fn run_here(mut self, job: &Job<'_>) -> Result<Outcome<Vec<u8>>, Error> {
+        for hook in &mut self.on_start {
+            hook().map_err(|e| Error::new(ErrorKind::Config(format!("set-up: {e}"))))?;
+        }
+        let handlers = Handlers { by_id: self.handlers, on_start: Vec::new(), job_size_max: self.job_size_max };
+        Ok(job.run_here(handlers))
     }
 
     /// Bounds for the jobs of one handler, instead of the pool's.
@@ -284,6 +316,7 @@ impl Builder {
             retry_backoff: self.retry_backoff,
             chaos: self.chaos,
             receipts: self.receipts,
+            quarantines_all: self.quarantines_all,
             stall_ns: nanos(self.stall_timeout),
             grace_ns: nanos(self.grace),
             spawn_ns: nanos(self.spawn_timeout),
@@ -305,7 +338,8 @@ impl Builder {
             match parts {
                 Ok((reactor, nursery_token, queue, slots, rx)) => {
                     let transport = self.transport.build(sys.clone(), workers);
-                    let (sys, hook, retry_on) = (sys.clone(), self.hook, self.retry_on);
+                    let (sys, hook, retry_on, on_quarantine) =
+                        (sys.clone(), self.hook, self.retry_on, self.on_quarantine);
                     Ok(Engine::new(Parts {
                         sys,
                         config,
@@ -319,6 +353,7 @@ impl Builder {
                         rx,
                         hook,
                         retry_on,
+                        on_quarantine,
                     }))
                 }
                 Err(error) => Err((Error::os("making the slots")(error), nursery)),

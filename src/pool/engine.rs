@@ -8,6 +8,7 @@ use super::Submitter;
 use super::hook::{Event, Hook, Step};
 use super::job::{Completion, Finished, HandlerRef, Job};
 use super::journal::{Entering, Journal, State};
+use super::quarantine::Quarantine;
 use super::retry::RetryOn;
 use super::send::LargeSource;
 use super::slot::{Doom, Life, Slot};
@@ -84,6 +85,8 @@ pub(super) struct Config {
     pub(super) retry_backoff: Duration,
     pub(super) chaos: Option<Chaos>,
     pub(super) receipts: bool,
+    /// Every job that crashes its worker, not only those that were tried again in vain.
+    pub(super) quarantines_all: bool,
     pub(super) stall_ns: u64,
     /// 0: none.
     pub(super) grace_ns: u64,
@@ -124,6 +127,7 @@ pub(super) struct Engine<S: Sys> {
     /// Bytes of small jobs that are set aside, or were and are not placed again.
     pub(super) aside_size: usize,
     pub(super) retry_on: Option<RetryOn>,
+    pub(super) on_quarantine: Option<Quarantine>,
     /// Jobs in slots that have a timeout.
     pub(super) timed_jobs: usize,
     /// Shortest timeout seen. Units: nanoseconds.
@@ -211,6 +215,15 @@ pub(super) struct Parts<S: Sys> {
     pub(super) rx: Pages,
     pub(super) hook: Option<Hook>,
     pub(super) retry_on: Option<RetryOn>,
+    pub(super) on_quarantine: Option<Quarantine>,
+}
+
+/// How a job ends.
+pub(super) struct Ending {
+    pub(super) outcome: Outcome<Vec<u8>>,
+    pub(super) worker: Option<usize>,
+    pub(super) run_ns: Option<u64>,
+    pub(super) quarantined: bool,
 }
 
 /// A job that has been checked.
@@ -249,6 +262,7 @@ impl<S: Sys> Engine<S> {
             large_size: 0,
             aside_size: 0,
             retry_on: parts.retry_on,
+            on_quarantine: parts.on_quarantine,
             timed_jobs: 0,
             shortest_timeout_ns: u64::MAX,
             tick: None,
@@ -583,6 +597,12 @@ impl<S: Sys> Engine<S> {
         worker: Option<usize>,
         run_ns: Option<u64>,
     ) {
+        self.finish_as(job, Ending { outcome, worker, run_ns, quarantined: false });
+    }
+
+    /// As [`Engine::finish`].
+    pub(super) fn finish_as(&mut self, job: JobIndex, ending: Ending) {
+        let Ending { outcome, worker, run_ns, quarantined } = ending;
         self.count(&outcome);
         let r = self.table.get(job);
         let (tag, batch, tried, ticket) = (r.tag, r.batch, r.attempts, self.table.ticket(job));
@@ -590,7 +610,7 @@ impl<S: Sys> Engine<S> {
         let receipt = self.receipt(label, None);
         self.forget(job);
         if self.is_wanted(batch) {
-            self.keep(Finished { ticket, tag, batch, outcome, tried, worker, run_ns, receipt });
+            self.keep(Finished { ticket, tag, batch, outcome, tried, worker, run_ns, receipt, quarantined });
         }
     }
 

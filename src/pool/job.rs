@@ -4,7 +4,8 @@ use super::receipt::Receipt;
 use super::table::Ticket;
 use super::terms::JobLimits;
 use crate::frame::push_header;
-use crate::outcome::Outcome;
+use crate::outcome::{Outcome, Reason};
+use crate::worker::{self, Handlers};
 use std::time::Duration;
 
 /// A registered handler; spares the look-up of its name.
@@ -84,6 +85,26 @@ impl<'a> Job<'a> {
     }
 }
 
+impl Job<'_> {
+    /// Runs it with these handlers, in this process.
+    pub(super) fn run_here(&self, mut handlers: Handlers) -> Outcome<Vec<u8>> {
+        let index = match self.handler {
+            HandlerRef::Id(id) => Some(id.0 as usize),
+            HandlerRef::Name(name) => handlers.by_id.iter().position(|(n, _)| n == name),
+        };
+        match index.filter(|&index| index < handlers.by_id.len()) {
+            Some(index) => worker::run_here(&mut handlers, index, &self.header_block, self.body),
+            None => {
+                let name = match self.handler {
+                    HandlerRef::Name(name) => name.to_owned(),
+                    HandlerRef::Id(id) => format!("#{}", id.0),
+                };
+                Outcome::Rejected { reason: Reason::UnknownHandler(name) }
+            }
+        }
+    }
+}
+
 /// A job that is over: which one, and what became of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Completion<'a> {
@@ -98,6 +119,7 @@ pub struct Completion<'a> {
     pub(super) worker: Option<usize>,
     pub(super) run_ns: Option<u64>,
     pub(super) receipt: Option<Box<Receipt>>,
+    pub(super) quarantined: bool,
 }
 
 impl Completion<'_> {
@@ -109,6 +131,12 @@ impl Completion<'_> {
     /// How often it was started: more than once only if retries were asked for.
     pub fn attempts(&self) -> u32 {
         self.tried + u32::from(self.worker.is_some())
+    }
+
+    /// Whether it crashed its worker for the last time, and its [`Capsule`](crate::Capsule) was handed out, if anybody
+    /// takes them.
+    pub fn is_quarantined(&self) -> bool {
+        self.quarantined
     }
 
     /// Where its time went and what it used, if the pool was told to keep [`receipts`](crate::Builder::receipts).
@@ -133,6 +161,7 @@ pub(super) struct Finished {
     pub(super) worker: Option<usize>,
     pub(super) run_ns: Option<u64>,
     pub(super) receipt: Option<Box<Receipt>>,
+    pub(super) quarantined: bool,
 }
 
 impl Finished {
@@ -149,7 +178,8 @@ impl Finished {
             Outcome::Done(body) => Outcome::Done(body.as_slice()),
             other => other.clone().map(|_| &[][..]),
         };
-        let Self { ticket, tag, tried, worker, run_ns, .. } = *self;
-        Completion { ticket, tag, outcome, tried, worker, run_ns, receipt: self.receipt.clone() }
+        let Self { ticket, tag, tried, worker, run_ns, quarantined, .. } = *self;
+        let receipt = self.receipt.clone();
+        Completion { ticket, tag, outcome, tried, worker, run_ns, receipt, quarantined }
     }
 }

@@ -195,7 +195,10 @@ impl<S: Sys> Engine<S> {
                 let (tag, ticket, outcome) = (label.tag, label.ticket(), Outcome::Done(frame.body()));
                 let (worker, run_ns) = (Some(slot), Some(u64::from(frame.header.extra)));
                 // Made where it is taken: a completion that is moved on its way is stored and loaded again.
-                sink.take(engine, Completion { ticket, tag, outcome, tried: 0, worker, run_ns, receipt: None });
+                sink.take(
+                    engine,
+                    Completion { ticket, tag, outcome, tried: 0, worker, run_ns, receipt: None, quarantined: false },
+                );
                 continue;
             }
             if is_recorded
@@ -207,7 +210,10 @@ impl<S: Sys> Engine<S> {
                 engine.note_plain(slot, label, times, at_ns);
                 let (tag, ticket, outcome) = (label.tag, label.ticket(), Outcome::Done(body));
                 let (worker, run_ns) = (Some(slot), Some(u64::from(frame.header.extra)));
-                sink.take(engine, Completion { ticket, tag, outcome, tried: 0, worker, run_ns, receipt: None });
+                sink.take(
+                    engine,
+                    Completion { ticket, tag, outcome, tried: 0, worker, run_ns, receipt: None, quarantined: false },
+                );
                 continue;
             }
             engine.book_settled(slot, settled);
@@ -448,11 +454,15 @@ impl<S: Sys> Engine<S> {
             Some(sink) if batch == self.taker => {
                 self.delivered(batch);
                 self.note_ticket(Step::Delivered, ticket, tag, worker);
-                sink.take(self, Completion { ticket, tag, outcome, tried, worker, run_ns, receipt });
+                sink.take(
+                    self,
+                    Completion { ticket, tag, outcome, tried, worker, run_ns, receipt, quarantined: false },
+                );
             }
             _ => {
                 let outcome = outcome.map(<[u8]>::to_vec);
-                self.keep(Finished { ticket, tag, batch, outcome, tried, worker, run_ns, receipt });
+                let quarantined = false;
+                self.keep(Finished { ticket, tag, batch, outcome, tried, worker, run_ns, receipt, quarantined });
             }
         }
     }

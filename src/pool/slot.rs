@@ -9,7 +9,7 @@ use crate::claim::{self, FrameId};
 use crate::limits::{RING_SIZE, WINDOW_JOBS_MAX};
 use crate::reactor::TimerId;
 use crate::slot::{SlotFile, SlotMemory};
-use crate::sys::{OsResult, Pid, Sys};
+use crate::sys::{OsResult, Pid, Sys, Usage};
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
@@ -48,6 +48,8 @@ pub(super) struct Slot {
     pub(super) generation: u32,
     pub(super) pid: Option<Pid>,
     pub(super) doom: Option<Doom>,
+    /// What its worker had used when it ended.
+    pub(super) exit_usage: Option<Usage>,
     /// It has been told to end and is not killed yet.
     pub(super) has_grace: bool,
     /// Closed with the incarnation; the worker dies if this process does first.
@@ -112,6 +114,7 @@ impl Slot {
             generation: 0,
             pid: None,
             doom: None,
+            exit_usage: None,
             has_grace: false,
             lifeline: None,
             file,
@@ -196,6 +199,7 @@ impl Slot {
         self.assembly = None;
         self.fragment_offset = 0;
         self.doom = None;
+        self.exit_usage = None;
         self.has_grace = false;
         self.pid = None;
         self.ready = false;

@@ -28,6 +28,8 @@ pub struct Stats {
     pub reclaimed_jobs: u64,
     /// Times that a job which had not succeeded was set aside to be tried again.
     pub retries: u64,
+    /// Jobs that crashed their workers for the last time and were quarantined.
+    pub quarantined: u64,
     /// How long handlers ran, of the jobs that have a receipt. Units: microseconds.
     pub run_us: u64,
     /// CPU time that they used. Units: microseconds.

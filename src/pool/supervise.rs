@@ -1,6 +1,6 @@
 //! Workers' lives: starting, deadlines, killing, what a death means for each job, starting again.
 
-use super::engine::{Alarm, Engine};
+use super::engine::{Alarm, Ending, Engine};
 use super::slot::{Doom, Life};
 use super::table::{JobIndex, Place};
 use crate::claim;
@@ -136,7 +136,10 @@ impl<S: Sys> Engine<S> {
                 self.vacate(slot, None);
                 self.on_spawn_failure(slot, error);
             }
-            Report::Exited { report, .. } => self.on_exit(slot, Some(report.exit)),
+            Report::Exited { report, .. } => {
+                self.slots[slot].exit_usage = Some(report.usage);
+                self.on_exit(slot, Some(report.exit));
+            }
         }
     }
 
@@ -404,9 +407,11 @@ impl<S: Sys> Engine<S> {
         if self.is_tried_again(label, &outcome.as_ref()) {
             return self.try_again(slot, position);
         }
+        let usage = self.slots[slot].exit_usage;
+        let quarantined = self.quarantine(label, &outcome, true, usage);
         self.leave_settled(slot, position);
         self.table.recall(label);
-        self.finish(label.job, outcome, Some(slot));
+        self.finish_as(label.job, Ending { outcome, worker: Some(slot), run_ns: None, quarantined });
     }
 
     /// A worker died, or had to be killed, with nothing running: the job that was next in line is charged with it.
@@ -415,9 +420,10 @@ impl<S: Sys> Engine<S> {
         let r = self.table.get_mut(job);
         r.charges += 1;
         if r.charges >= CHARGES_MAX {
+            let outcome = Outcome::Crashed(Crash { cause: CrashCause::NeverStarted, oom: None });
+            let quarantined = self.quarantine(self.table.label(job), &outcome, false, None);
             self.drop_front(job);
-            let crash = Crash { cause: CrashCause::NeverStarted, oom: None };
-            self.finish(job, Outcome::Crashed(crash), None);
+            self.finish_as(job, Ending { outcome, worker: None, run_ns: None, quarantined });
         }
     }
 

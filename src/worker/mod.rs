@@ -16,12 +16,14 @@ use crate::chaos::Fate;
 use crate::claim::{Claim, FrameId};
 use crate::frame::{FLAG_FRAGMENT, Frame, Frames, Header, Headers, Kind, Status};
 use crate::limits::{PACKET_SIZE_MAX, PRINTING_NS_MIN, RESULT_DELAY_NS, SEND_BUFFER_SIZE};
+use crate::outcome::Outcome;
 use crate::slot::{Phase, SlotMemory};
 use crate::spin::Spin;
 use crate::sys::{self, OsError, OsResult, Received, Sys, TickClock, Wait};
 use meter::Meter;
 use out::Out;
 pub use reply::Reply;
+use reply::Spilled;
 use std::io::IoSliceMut;
 use std::os::fd::{AsFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -371,6 +373,26 @@ struct JobFrame<'a> {
     order: u32,
     headers: Headers<'a>,
     body: &'a [u8],
+}
+
+/// Runs one job in this process.
+pub(crate) fn run_here(handlers: &mut Handlers, index: usize, header_block: &[u8], body: &[u8]) -> Outcome<Vec<u8>> {
+    let (name, handler) = &mut handlers.by_id[index];
+    let request = Request { handler: name, headers: Headers::from_block(header_block), body };
+    let (mut room, mut spill) = ([0; 0], Vec::new());
+    let mut reply = Reply::new(&mut room, &mut spill, body);
+    let result = catch_unwind(AssertUnwindSafe(|| handler(&request, &mut reply)));
+    let reply = reply.finish();
+    sys::flush_stdio();
+    match result {
+        Ok(Ok(())) => Outcome::Done(match reply {
+            Spilled::InPlace(_) => Vec::new(),
+            Spilled::Outside(_) => spill,
+            Spilled::Forwarded(range) => body[range].to_vec(),
+        }),
+        Ok(Err(error)) => Outcome::Failed { message: error.to_string(), panicked: false },
+        Err(panic) => Outcome::Failed { message: panic_message(&*panic), panicked: true },
+    }
 }
 
 /// Comes to grief as ordered.
