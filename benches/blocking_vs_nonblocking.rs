@@ -18,7 +18,7 @@ const SERVERS: [(&str, bool, Option<NonZeroU32>); 3] =
     [("blocking", false, None), ("turns of 1 part", true, NonZeroU32::new(1)), ("until would-block", true, None)];
 
 fn servers(c: &mut Criterion) {
-    for (transfer, wait) in [("cpu", false), ("wait", true)] {
+    for (transfer, wait_permille) in [("cpu", 0), ("wait", 1000)] {
         for (scenario, compute_ns) in SCENARIOS {
             let mut group = c.benchmark_group(format!("servers, {transfer}, {scenario}"));
             // A run takes some 20 ms, however often it is repeated.
@@ -27,7 +27,7 @@ fn servers(c: &mut Criterion) {
                 let trial = Trial {
                     nonblocking,
                     parts_per_turn,
-                    wait,
+                    wait_permille,
                     queue: false,
                     spin: false,
                     compute_ns: compute_ns.to_vec(),

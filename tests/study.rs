@@ -16,6 +16,7 @@ fn main() {
         a_budget_of_one_part_takes_turns,
         without_a_budget_it_is_first_come_first_served,
         slow_peers_overlap_only_without_blocking,
+        what_the_server_works_moves_with_the_share_of_waiting,
         a_queue_gives_more_to_whoever_is_faster,
         many_workers_and_many_parts,
         a_killed_worker_ends_the_run,
@@ -35,7 +36,7 @@ fn drawn(nonblocking: bool, wait: bool) -> Trial {
     Trial {
         nonblocking,
         parts_per_turn: NonZeroU32::new(1),
-        wait,
+        wait_permille: if wait { 1000 } else { 0 },
         queue: false,
         spin: false,
         compute_ns: vec![2 * MS; 3],
@@ -70,6 +71,11 @@ fn overlap(seen: &Seen) -> bool {
     !transfers(seen).is_sorted_by(|a, b| a.3 <= b.2 + HANDLING_NS)
 }
 
+/// Whether the server itself works next to nothing.
+fn waits(trial: &Trial) -> bool {
+    trial.wait_permille == 1000
+}
+
 fn check(trial: &Trial, seen: &Seen) {
     let workers = trial.compute_ns.len();
     let jobs = workers as u64 * u64::from(trial.rounds);
@@ -102,12 +108,12 @@ fn check(trial: &Trial, seen: &Seen) {
     let idle = if trial.nonblocking { "blocked" } else { "free" };
     assert_eq!(total(seen, None, idle), 0, "a blocking server is never free, the other never blocked");
     // Working messages cannot overlap, nor can any of a blocking server.
-    if !trial.wait || !trial.nonblocking {
+    if !waits(trial) || !trial.nonblocking {
         let least = (2 * jobs + workers as u64) * trial.message_ns;
-        let moving = total(seen, None, if trial.wait { "blocked" } else { "busy" });
+        let moving = total(seen, None, if waits(trial) { "blocked" } else { "busy" });
         assert!(seen.makespan_ns + HANDLING_NS * jobs * 6 >= least, "{} is less than the messages", seen.makespan_ns);
         // Blocked while it waits for peers; a server from which its core is taken finds parts there.
-        let part = if trial.wait { least / 10 } else { least - least / 10 };
+        let part = if waits(trial) { least / 10 } else { least - least / 10 };
         assert!(moving >= part, "the server's time for messages: {moving} of {least}");
     }
     assert!(seen.system_calls > jobs * 2 * u64::from(trial.parts), "{} system calls", seen.system_calls);
@@ -167,6 +173,42 @@ fn slow_peers_overlap_only_without_blocking() {
     assert!(overlap(&nonblocking) && !overlap(&blocking));
     // While all deliver their first messages, at the least.
     assert!(total(&nonblocking, None, "free") > 0);
+}
+
+fn what_the_server_works_moves_with_the_share_of_waiting() {
+    let slow = |nonblocking, wait_permille| Trial {
+        wait_permille,
+        compute_ns: vec![MS; 3],
+        message_ns: 6 * MS,
+        rounds: 4,
+        ..drawn(nonblocking, false)
+    };
+    for nonblocking in [false, true] {
+        let mut busy = Vec::new();
+        for wait_permille in [200, 500, 800] {
+            let trial = slow(nonblocking, wait_permille);
+            let seen = done(&trial);
+            println!("{wait_permille}: {seen:?}");
+            let rounds = u64::from(trial.rounds);
+            assert_eq!(seen.done_by.len() as u64, 3 * rounds, "every job once");
+            let messages = 3 * (2 * rounds + 1);
+            let slack = HANDLING_NS * 3 * messages;
+            let work_ns = messages * trial.message_ns * (1000 - u64::from(wait_permille)) / 1000;
+            let busy_ns = total(&seen, None, "busy");
+            assert!(busy_ns + slack >= work_ns, "busy for {busy_ns} of {work_ns}");
+            // Nobody's messages are quicker than the peer and the server together.
+            let chain = rounds * (MS + 2 * trial.message_ns) + trial.message_ns;
+            assert!(seen.makespan_ns + slack >= chain, "{} of {chain}", seen.makespan_ns);
+            assert!(nonblocking || !overlap(&seen), "one worker at a time");
+            busy.push(busy_ns);
+        }
+        // Four times as much work; a lost core counts as busy, too.
+        assert!(busy[0] > busy[2], "{busy:?}");
+    }
+    // The others' own time passes while one is served.
+    let (nonblocking, blocking) = (done(&slow(true, 800)), done(&slow(false, 800)));
+    assert!(overlap(&nonblocking), "{nonblocking:?}");
+    assert!(nonblocking.makespan_ns < blocking.makespan_ns, "{} {}", nonblocking.makespan_ns, blocking.makespan_ns);
 }
 
 fn a_queue_gives_more_to_whoever_is_faster() {

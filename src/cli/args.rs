@@ -187,8 +187,8 @@ pub(crate) struct StudyArgs {
     #[arg(long, value_name = "FILE")]
     pub(crate) html: Option<PathBuf>,
 
-    /// Predict 1 to 64 workers and transfers that wait for the worker for a part of their time, and draw as SVG where
-    /// blocking stops being the better choice
+    /// Predict and measure 1 to 64 workers and transfers that wait for the worker for a part of their time, and draw as
+    /// SVG where blocking stops being the better choice: two minutes at the most
     #[arg(long, value_name = "FILE")]
     pub(crate) sweep: Option<PathBuf>,
 

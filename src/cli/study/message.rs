@@ -2,9 +2,9 @@
 //!
 //! # Shape
 //! A message is [`crate::frame`]'s fragments of one body, [`PART_SIZE`] bytes each: a registration ([`Kind::Hello`]), a
-//! result or a job. The body of what a worker sends begins with its [`Stamps`]. Two frames are no messages and take no
-//! time: the server's go-ahead (a hello without a body, whose id is the time) and that there is no job (a job without a
-//! body).
+//! result or a job. The body of what a worker sends begins with its [`Stamps`]. Three frames are no messages and take no
+//! time: the server's go-ahead (a hello without a body, whose id is the time), a worker's for a part of its job (the same,
+//! without a time), and that there is no job (a job without a body).
 
 use crate::frame::{self, FLAG_FRAGMENT, FrameError, Frames, Header, Kind, frame_size};
 use crate::limits::{FRAGMENT_PREFIX_SIZE, FRAME_HEADER_SIZE};
@@ -89,7 +89,8 @@ pub(super) enum Said {
         part: u32,
         stamps: Option<Stamps>,
     },
-    /// The server has begun to serve this connection, at this time.
+    /// The server has begun to serve this connection, or awaits its next part, since then. A worker's: it is ready for the
+    /// next part of its job.
     Go {
         at_ns: u64,
     },
@@ -153,6 +154,11 @@ impl Composer {
 /// The go-ahead.
 pub(super) fn go(at_ns: u64) -> [u8; BARE_SIZE] {
     header(Kind::Hello, 0, at_ns).encode()
+}
+
+/// A worker's go-ahead.
+pub(super) fn ask() -> [u8; BARE_SIZE] {
+    go(0)
 }
 
 /// That there is no job.

@@ -1,12 +1,14 @@
 //! `seqpool study`: a blocking server beside a non-blocking one, predicted, measured and drawn.
 //!
-//! A `plan` says what a run does. The `model` predicts its `timeline`. `servers` carries it out with real processes: one
-//! serves (`serve`), the others compute (`peer`), they exchange frames (`message`) over real sockets, and what the server
-//! records becomes a timeline too (`record`). All that is shown (`diagram`, `picture`, `report`) is drawn from timelines, so
-//! that prediction and measurement are treated alike. The short `experiments` share nothing with all that but the command.
+//! A `plan` says what a run does. The `model` predicts its `timeline`, with the `costs` that the machine adds. `servers`
+//! carries it out with real processes: one serves (`serve`), the others compute (`peer`), they exchange frames (`message`)
+//! over real sockets, and what the server records becomes a timeline too (`record`). All that is shown (`diagram`,
+//! `picture`, `report`, `sweep`) is drawn from timelines, so that prediction and measurement are treated alike. The short
+//! `experiments` share nothing with all that but the command.
 //!
 //! This process has one thread throughout: it forks.
 
+mod costs;
 mod diagram;
 mod experiments;
 mod message;
@@ -15,6 +17,7 @@ mod peer;
 mod picture;
 mod plan;
 mod processes;
+mod progress;
 mod record;
 mod report;
 mod serve;
@@ -25,8 +28,10 @@ pub mod trial;
 
 use super::args::{ComputeKind, StudyArgs, SupplyKind, TransferKind};
 use super::machine::Machine;
-use super::report::{Fatal, measuring_bar, print_lines, print_measured, with_file};
+use super::report::{Fatal, print_measured, with_file};
+use costs::Calibration;
 use plan::{Compute, Plan, Server, Supply, Transfer};
+use progress::Progress;
 use servers::Measured;
 use std::io::Write;
 use std::num::NonZeroU32;
@@ -68,18 +73,24 @@ impl Scenario {
     }
 }
 
-/// One run: predicted once, measured as often as asked.
+/// One run: predicted without and with costs, measured as often as asked.
 struct Run {
     scenario: Scenario,
     plan: Plan,
+    drawn: Timeline,
     predicted: Timeline,
     measured: Vec<Measured>,
 }
 
 impl Run {
     fn new(scenario: Scenario, plan: Plan) -> Self {
-        let predicted = model::predict(&plan);
-        Self { scenario, plan, predicted, measured: Vec::new() }
+        let drawn = model::draw(&plan);
+        Self { scenario, plan, predicted: drawn.clone(), drawn, measured: Vec::new() }
+    }
+
+    fn predict(&mut self, calibration: &Calibration) {
+        let costs = calibration.of(self.plan.server, self.plan.transfer);
+        self.predicted = model::predict(&self.plan, costs);
     }
 
     /// The measurement of the median makespan. The median of an even number is the upper one.
@@ -161,19 +172,25 @@ pub(super) fn run(args: StudyArgs) -> Result<u8, Fatal> {
         }
     }
     let machine = Machine::of_this_process(None);
+    let calibration = Calibration::measure(args.workers, args.job, args.message, args.parts)
+        .map_err(|e| Fatal(format!("study: measuring what calls and wake-ups cost: {e}")))?;
+    runs.iter_mut().for_each(|run| run.predict(&calibration));
     measure(&mut runs, args.repeat)?;
     let points = match (&args.sweep, runs.first()) {
-        (Some(_), Some(run)) => sweep::predict(&run.plan, args.job, NonZeroU32::new(args.budget)),
+        (Some(_), Some(run)) => {
+            sweep::run(&run.plan, &calibration, args.job, NonZeroU32::new(args.budget), args.repeat)
+                .map_err(|(place, e)| Fatal(format!("study: {place}: {e}")))?
+        }
         _ => Vec::new(),
     };
-    let mut text = report::text(&machine, &runs, args.repeat);
-    text.push_str(&sweep::text(&points));
+    let mut text = report::text(&machine, &calibration, &runs, args.repeat);
+    text.push_str(&sweep::text(&points, machine.usable));
     let chart = || report::chart(&machine, &runs, &points);
     // What was measured is shown even if a file cannot be written after all.
     let written = files.iter().try_for_each(|(option, path)| match path {
         None => Ok(()),
         Some(path) => with_file(option, path, |file| match *option {
-            "json" => file.write(&report::json(&machine, &runs, &points)),
+            "json" => file.write(&report::json(&machine, &calibration, &runs, &points)),
             "svg" => file.write_with(|file| file.write_all(picture::svg(&chart()).as_bytes())),
             "sweep" => file.write_with(|file| file.write_all(picture::svg_sweep(&points).as_bytes())),
             "html" => file.write_with(|file| file.write_all(picture::html(&chart()).as_bytes())),
@@ -186,33 +203,19 @@ pub(super) fn run(args: StudyArgs) -> Result<u8, Fatal> {
 /// Measures all runs in turn, as often as asked, so that a change of the machine's mood meets all alike.
 fn measure(runs: &mut [Run], repeat: u32) -> Result<(), Fatal> {
     let steps = u64::from(repeat) * runs.len() as u64;
-    let bar = measuring_bar(steps);
-    if bar.is_none() {
-        print_lines(&format!("measuring {} runs {repeat} times", runs.len()));
-    }
+    let progress = Progress::new(steps, &format!("measuring {} runs {repeat} times", runs.len()));
     for round in 0..repeat {
         for run in &mut *runs {
             let name = report::name(run.scenario, &run.plan);
-            if let Some(bar) = &bar {
-                bar.set_message(name.clone());
-                bar.tick();
-            }
+            progress.say(|| name.clone());
             let jobs = run.plan.jobs();
             let measured = servers::measure(&run.plan, &mut |done| {
-                if let Some(bar) = &bar {
-                    bar.set_message(format!("{name}: {done} of {jobs} jobs, round {} of {repeat}", round + 1));
-                    bar.tick();
-                }
+                progress.say(|| format!("{name}: {done} of {jobs} jobs, round {} of {repeat}", round + 1));
             })
             .map_err(|e| Fatal(format!("study: {name}: {e}")))?;
             run.measured.push(measured);
-            if let Some(bar) = &bar {
-                bar.inc(1);
-            }
+            progress.step();
         }
-    }
-    if let Some(bar) = bar {
-        bar.finish_and_clear();
     }
     Ok(())
 }

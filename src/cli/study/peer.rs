@@ -1,6 +1,6 @@
 //! A worker: announces itself, sends, takes a job, computes, and so on until there is none.
 
-use super::message::{Broken, Composer, PACKET_SIZE, Said, Stamps, parse};
+use super::message::{Broken, Composer, PACKET_SIZE, Said, Stamps, ask, parse};
 use super::plan::{Compute, Plan, Transfer};
 use crate::frame::Kind;
 use crate::sys::{self, Linux, ListenerAddress, Received, Sent, Sys, Wait};
@@ -83,16 +83,28 @@ impl Line<'_> {
                     Ok(said)
                 })
             }
+            Transfer::Mixed { .. } => {
+                for part in 0..self.plan.parts {
+                    let Some(Said::Go { at_ns }) = self.recv(socket, Wait::UntilReady)? else {
+                        return Err(Broken::Rule("the server sent something else than its go-ahead"));
+                    };
+                    sys::sleep_until(at_ns + self.plan.shares_ns(part).0)?;
+                    self.send(socket, message, part, stamps)?;
+                }
+                self.take(|line, part| match line.recv(socket, Wait::UntilReady)? {
+                    Some(Said::Go { at_ns }) => {
+                        sys::sleep_until(at_ns + line.plan.shares_ns(part).0)?;
+                        send(socket, &ask())?;
+                        line.recv(socket, Wait::UntilReady)
+                    }
+                    said => Ok(said),
+                })
+            }
         }
     }
 
     fn send(&mut self, socket: &OwnedFd, message: (Kind, u64), part: u32, stamps: &Stamps) -> Result<(), Broken> {
-        let packet = self.composer.part(message.0, message.1, part, Some(stamps));
-        match Linux.send(socket.as_fd(), &[IoSlice::new(packet)], Wait::UntilReady)? {
-            Sent::All => Ok(()),
-            Sent::Closed => Err(Broken::Rule("the server closed the connection within a message")),
-            Sent::WouldBlock | Sent::NoMemory => Err(Broken::Rule("the kernel has no memory for a packet")),
-        }
+        send(socket, self.composer.part(message.0, message.1, part, Some(stamps)))
     }
 
     /// The parts of a job, each from `next`.
@@ -119,5 +131,13 @@ impl Line<'_> {
             Received::WouldBlock => Ok(None),
             _ => Err(Broken::Rule("the server closed the connection")),
         }
+    }
+}
+
+fn send(socket: &OwnedFd, packet: &[u8]) -> Result<(), Broken> {
+    match Linux.send(socket.as_fd(), &[IoSlice::new(packet)], Wait::UntilReady)? {
+        Sent::All => Ok(()),
+        Sent::Closed => Err(Broken::Rule("the server closed the connection within a message")),
+        Sent::WouldBlock | Sent::NoMemory => Err(Broken::Rule("the kernel has no memory for a packet")),
     }
 }

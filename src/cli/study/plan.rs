@@ -2,6 +2,13 @@
 
 use std::num::NonZeroU32;
 
+/// Shares of a transfer are whole thousandths.
+pub(crate) const PERMILLE: u64 = 1000;
+
+/// Of a transfer that the server works on: what goes with a part (calls, bookkeeping) is a share of its time unless it
+/// takes longer than this, and a call that took no longer did not sleep. Units: nanoseconds.
+pub(crate) const HANDLING_NS_MAX: u64 = 20_000;
+
 /// Who serves the workers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Server {
@@ -19,6 +26,29 @@ pub(crate) enum Transfer {
     Cpu,
     /// The peer takes its time before each part, and the server works next to nothing.
     Wait,
+    /// The peer takes so much of each part's time, and then the server works the rest. Units: thousandths, neither 0 nor
+    /// all.
+    Mixed { wait_permille: u16 },
+}
+
+impl Transfer {
+    /// The transfer of which so much is waiting. Units: thousandths.
+    pub(crate) fn waiting(permille: u16) -> Self {
+        match u64::from(permille) {
+            0 => Self::Cpu,
+            PERMILLE.. => Self::Wait,
+            _ => Self::Mixed { wait_permille: permille },
+        }
+    }
+
+    /// How much of it is waiting. Units: thousandths.
+    pub(crate) fn wait_permille(self) -> u64 {
+        match self {
+            Self::Cpu => 0,
+            Self::Wait => PERMILLE,
+            Self::Mixed { wait_permille } => wait_permille.into(),
+        }
+    }
 }
 
 /// Where jobs come from.
@@ -73,5 +103,13 @@ impl Plan {
     /// nanoseconds.
     pub(crate) fn part_end_ns(&self, part: u32) -> u64 {
         self.message_ns * u64::from(part + 1) / u64::from(self.parts)
+    }
+
+    /// What of part `part` is the peer's time, and what the server's. Units: nanoseconds.
+    pub(crate) fn shares_ns(&self, part: u32) -> (u64, u64) {
+        let before_ns = part.checked_sub(1).map_or(0, |before| self.part_end_ns(before));
+        let part_ns = self.part_end_ns(part) - before_ns;
+        let gap_ns = part_ns * self.transfer.wait_permille() / PERMILLE;
+        (gap_ns, part_ns - gap_ns)
     }
 }

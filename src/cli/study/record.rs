@@ -22,6 +22,8 @@ const FIRST_RECORD: usize = 5;
 const RECORD_SIZE: usize = 3;
 /// The server's lane in a record.
 const SERVER: u64 = u16::MAX as u64;
+/// A part, whose two shares may stand apart.
+const RECORDS_PER_PART: usize = 2;
 /// Room for sleeps of the server, for each part that is to be moved. One is usual; a non-blocking server is also woken by
 /// room that is no news, by end of file, and by what comes in two halves.
 const SLEEPS_PER_PART: usize = 4;
@@ -77,7 +79,7 @@ impl Records {
     pub(super) fn new(plan: &Plan) -> OsResult<Self> {
         let exchanges = plan.jobs() as usize + plan.workers();
         let of_messages = exchanges * 2 * plan.parts as usize;
-        let capacity = of_messages * (1 + SLEEPS_PER_PART) + exchanges * RECORDS_PER_EXCHANGE;
+        let capacity = of_messages * (RECORDS_PER_PART + SLEEPS_PER_PART) + exchanges * RECORDS_PER_EXCHANGE;
         let words = SharedCounters::new(FIRST_RECORD + capacity * RECORD_SIZE)?;
         // Relaxed here and below: one process writes; the other reads the rest when that one has been reaped, and until
         // then only a count.

@@ -1,17 +1,18 @@
 //! What the study says: text for people, JSON for programs, and what the pictures are drawn from.
 
+use super::costs::{Calibration, Costs};
 use super::diagram;
 use super::picture::{self, Chart, Figure, SweepPoint, window_ns};
 use super::plan::{Plan, Server, Supply, Transfer};
 use super::servers::Measured;
 use super::timeline::{Activity, Lane, Timeline};
-use super::{Run, Scenario};
+use super::{Run, Scenario, sweep};
 use crate::cli::machine::Machine;
 use serde::Serialize;
 use std::fmt::Write;
 
 /// A measurement further from its prediction than this is explained.
-const TOLERANCE: f64 = 0.15;
+pub(super) const TOLERANCE: f64 = 0.15;
 /// What a run's picture shows: so many rounds of the longest, by the prediction.
 const ROUNDS_SHOWN: usize = 2;
 /// Makespans this close are called the same.
@@ -26,6 +27,7 @@ fn transfer_name(transfer: Transfer) -> &'static str {
     match transfer {
         Transfer::Cpu => "cpu",
         Transfer::Wait => "wait",
+        Transfer::Mixed { .. } => "mixed",
     }
 }
 
@@ -100,7 +102,7 @@ fn longest(timeline: &Timeline) -> f64 {
 }
 
 /// Everything for people.
-pub(super) fn text(machine: &Machine, runs: &[Run], repeat: u32) -> String {
+pub(super) fn text(machine: &Machine, calibration: &Calibration, runs: &[Run], repeat: u32) -> String {
     let mut text = String::new();
     // Writing to a string cannot fail.
     let _ = writeln!(text, "{machine}");
@@ -115,6 +117,7 @@ pub(super) fn text(machine: &Machine, runs: &[Run], repeat: u32) -> String {
             ms(plan.message_ns),
             plan.parts,
         );
+        text.push_str(&costs_text(calibration, runs));
     }
     for run in runs {
         let _ = writeln!(text, "\n{}", run.name());
@@ -138,6 +141,31 @@ pub(super) fn text(machine: &Machine, runs: &[Run], repeat: u32) -> String {
     text
 }
 
+/// What predictions rest on, for each server and each kind of transfer that is there.
+fn costs_text(calibration: &Calibration, runs: &[Run]) -> String {
+    let mut text = String::from("a prediction counts what this machine adds, measured at the start (medians):\n");
+    for transfer in [Transfer::Cpu, Transfer::Wait] {
+        for (name, server) in
+            [("blocking", Server::Blocking), ("non-blocking", Server::Nonblocking { parts_per_turn: None })]
+        {
+            if !runs.iter().any(|run| run.plan.transfer == transfer) {
+                continue;
+            }
+            let us = calibration.of(server, transfer).us();
+            let what =
+                ["an exchange", "a part", "until the server is awake", "until a worker is", "sleeps end late by"];
+            let items: Vec<String> = what
+                .iter()
+                .zip(us)
+                .filter(|(_, us)| *us > 0.0)
+                .map(|(what, us)| format!("{what} {us:.1} µs"))
+                .collect();
+            let _ = writeln!(text, "  {}, {name}: {}", transfer_name(transfer), items.join(", "));
+        }
+    }
+    text
+}
+
 fn figure(label: &str, predicted: &str, measured: &str) -> Figure {
     Figure { label: label.to_owned(), predicted: predicted.to_owned(), measured: measured.to_owned() }
 }
@@ -151,6 +179,7 @@ fn figures(run: &Run) -> Vec<Figure> {
     let only = |label: &str, measured: String| figure(label, "", &measured);
     let mut figures = vec![
         both("makespan", &|t| format!("{:.2} ms", ms(t.makespan_ns))),
+        figure("  as drawn, without costs", &format!("{:.2} ms", ms(run.drawn.makespan_ns)), ""),
         both("a round", &|t| format!("{:.2} ms", ms(t.makespan_ns) / f64::from(run.plan.rounds))),
     ];
     for (label, activity) in
@@ -250,7 +279,7 @@ fn compare(blocking: &Run, turns: &Run, unlimited: &Run) -> String {
             100.0 * t / b,
             free(turns)
         ),
-        Transfer::Wait => {
+        Transfer::Wait | Transfer::Mixed { .. } => {
             format!("non-blocking is {:.0} % later here, which the model does not say", 100.0 * (t / b - 1.0))
         }
     };
@@ -284,12 +313,48 @@ pub(super) fn chart<'r>(machine: &Machine, runs: &'r [Run], sweep: &'r [SweepPoi
 #[derive(Serialize)]
 pub(super) struct Json<'a> {
     machine: &'a Machine,
+    costs_us: JsonCalibration,
     runs: Vec<JsonRun>,
     /// The third server: as `runs`, with an unlimited budget.
     unlimited_runs: Vec<JsonRun>,
     sentences: Vec<String>,
-    /// Predicted only; empty unless asked for.
+    /// Empty unless asked for.
     sweep: Vec<JsonPoint>,
+}
+
+/// Medians of what the predictions rest on. Units: microseconds.
+#[derive(Serialize)]
+struct JsonCalibration {
+    blocking: JsonTransfers,
+    nonblocking: JsonTransfers,
+}
+
+#[derive(Serialize)]
+struct JsonTransfers {
+    cpu: JsonCosts,
+    wait: JsonCosts,
+}
+
+impl JsonTransfers {
+    fn of([cpu, wait]: &[Costs; 2]) -> Self {
+        Self { cpu: JsonCosts::of(cpu), wait: JsonCosts::of(wait) }
+    }
+}
+
+#[derive(Serialize)]
+struct JsonCosts {
+    exchange: f64,
+    part: f64,
+    server_wake: f64,
+    worker_wake: f64,
+    timer: f64,
+}
+
+impl JsonCosts {
+    fn of(costs: &Costs) -> Self {
+        let [exchange, part, server_wake, worker_wake, timer] = costs.us();
+        Self { exchange, part, server_wake, worker_wake, timer }
+    }
 }
 
 #[derive(Serialize)]
@@ -298,6 +363,8 @@ struct JsonPoint {
     wait_share: f64,
     blocking_ms: f64,
     nonblocking_ms: f64,
+    measured_blocking_ms: Option<f64>,
+    measured_nonblocking_ms: Option<f64>,
 }
 
 #[derive(Serialize)]
@@ -315,6 +382,7 @@ struct JsonRun {
     parts_per_turn: Option<u32>,
     workers: usize,
     rounds: u32,
+    drawn_ms: f64,
     min_ms: f64,
     max_ms: f64,
     predicted_busy_share: f64,
@@ -327,21 +395,37 @@ struct JsonRun {
     worker_context_switches: u64,
 }
 
-pub(super) fn json<'a>(machine: &'a Machine, runs: &[Run], sweep: &[SweepPoint]) -> Json<'a> {
+pub(super) fn json<'a>(
+    machine: &'a Machine,
+    calibration: &Calibration,
+    runs: &[Run],
+    sweep: &[SweepPoint],
+) -> Json<'a> {
     let is_unlimited = |run: &&Run| run.plan.server == Server::Nonblocking { parts_per_turn: None };
     let json_run = |run: &Run| JsonRun::of(run, machine);
     Json {
         machine,
+        costs_us: JsonCalibration {
+            blocking: JsonTransfers::of(&calibration.blocking),
+            nonblocking: JsonTransfers::of(&calibration.nonblocking),
+        },
         runs: runs.iter().filter(|r| !is_unlimited(r)).map(json_run).collect(),
         unlimited_runs: runs.iter().filter(is_unlimited).map(json_run).collect(),
         sentences: sentences(runs),
-        sweep: sweep.iter().map(json_point).collect(),
+        sweep: sweep.iter().filter(|p| !p.measured).map(|p| json_point(p, sweep)).collect(),
     }
 }
 
-fn json_point(point: &SweepPoint) -> JsonPoint {
-    let &SweepPoint { workers, wait_share, blocking_ms, nonblocking_ms, .. } = point;
-    JsonPoint { workers, wait_share, blocking_ms, nonblocking_ms }
+fn json_point(predicted: &SweepPoint, all: &[SweepPoint]) -> JsonPoint {
+    let measured = sweep::measured_at(all, predicted);
+    JsonPoint {
+        workers: predicted.workers,
+        wait_share: predicted.wait_share,
+        blocking_ms: predicted.blocking_ms,
+        nonblocking_ms: predicted.nonblocking_ms,
+        measured_blocking_ms: measured.map(|p| p.blocking_ms),
+        measured_nonblocking_ms: measured.map(|p| p.nonblocking_ms),
+    }
 }
 
 impl JsonRun {
@@ -373,6 +457,7 @@ impl JsonRun {
             parts_per_turn,
             workers: run.plan.workers(),
             rounds: run.plan.rounds,
+            drawn_ms: ms(run.drawn.makespan_ns),
             min_ms: all.clone().fold(f64::INFINITY, f64::min),
             max_ms: all.fold(0.0, f64::max),
             predicted_busy_share: run.predicted.server_share(Activity::Busy),

@@ -12,8 +12,8 @@ pub struct Trial {
     pub nonblocking: bool,
     /// Budget of the non-blocking server; `None`: until would-block.
     pub parts_per_turn: Option<NonZeroU32>,
-    /// The peers take their time; else the server works.
-    pub wait: bool,
+    /// How much of a transfer the peers take for themselves; the rest is the server's work. Units: thousandths.
+    pub wait_permille: u16,
     /// Jobs come from a shared queue; else each worker has its rounds.
     pub queue: bool,
     /// Workers spin; else they sleep.
@@ -56,7 +56,7 @@ pub fn run(trial: &Trial, progress: &mut dyn FnMut(u64)) -> Result<Seen, String>
     };
     let plan = Plan {
         server,
-        transfer: if trial.wait { Transfer::Wait } else { Transfer::Cpu },
+        transfer: Transfer::waiting(trial.wait_permille),
         supply: if trial.queue { Supply::Queue } else { Supply::Rounds },
         compute: if trial.spin { Compute::Spin } else { Compute::Sleep },
         compute_ns: trial.compute_ns.clone(),

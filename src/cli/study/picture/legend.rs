@@ -27,6 +27,7 @@ pub(super) const LIGHT: &str = "
 .grid{stroke:#ccc}.axis{stroke:#555}
 .border{stroke:#000;stroke-width:3;stroke-linecap:square}
 .border-casing{stroke:#fff;stroke-width:6;stroke-linecap:square}
+.border-predicted{stroke:#000;stroke-width:6;stroke-dasharray:3 7}
 .on-bright{fill:#000}.on-dark{fill:#fff}
 .read{fill:#00538a}.on-read{fill:#fff}
 .write{fill:url(#write)}.write-base{fill:#f3b229}.write-line{fill:none;stroke:#c07f00}.on-write{fill:#000}

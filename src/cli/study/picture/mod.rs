@@ -22,7 +22,7 @@ use super::timeline::{Activity, Lane, Timeline};
 pub(crate) use html::html;
 pub(crate) use perfetto::perfetto;
 pub(crate) use svg::svg;
-pub(crate) use sweep::{SweepPoint, svg_sweep};
+pub(crate) use sweep::{SweepPoint, TIE, svg_sweep};
 
 /// Units: nanoseconds.
 const MILLISECOND: u64 = 1_000_000;
@@ -139,6 +139,7 @@ fn plan_text(plan: &Plan) -> String {
         match plan.transfer {
             Transfer::Cpu => "each the server's own work",
             Transfer::Wait => "each with a wait for the peer",
+            Transfer::Mixed { .. } => "each with a wait for the peer and work of the server",
         },
         match plan.supply {
             Supply::Rounds => format!("{} each", plural(plan.rounds.into(), "job")),

@@ -16,7 +16,7 @@ pub(crate) struct SweepPoint {
 }
 
 /// Non-blocking is the better choice when blocking takes longer by more than this.
-const TIE: f64 = 0.02;
+pub(crate) const TIE: f64 = 0.02;
 const ROW_HEIGHT_MIN: f64 = 44.0;
 const MAP_HEIGHT_MAX: f64 = 900.0;
 /// The ratio, and its inverse, of the darkest and of the brightest shade.
@@ -25,13 +25,21 @@ const LINE_HEIGHT: f64 = 17.0;
 
 impl SweepPoint {
     /// How many times as long blocking takes.
-    fn ratio(&self) -> f64 {
+    pub(crate) fn ratio(&self) -> f64 {
         self.blocking_ms / self.nonblocking_ms
+    }
+
+    pub(crate) fn is_nonblocking_better(&self) -> bool {
+        is_nonblocking_better(self.ratio())
     }
 
     fn is_drawable(&self) -> bool {
         self.workers > 0 && self.wait_share.is_finite() && self.ratio().is_finite() && self.ratio() > 0.0
     }
+}
+
+fn is_nonblocking_better(ratio: f64) -> bool {
+    ratio > 1.0 + TIE
 }
 
 /// What there is of one place.
@@ -46,9 +54,38 @@ impl Cell {
     fn ratio(self) -> Option<f64> {
         self.measured.or(self.predicted)
     }
+}
 
-    fn is_nonblocking_better(self) -> Option<bool> {
-        self.ratio().map(|ratio| ratio > 1.0 + TIE)
+/// Which of a cell's ratios.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Measured,
+    Predicted,
+}
+
+impl Kind {
+    const ALL: [Kind; 2] = [Kind::Measured, Kind::Predicted];
+
+    fn of(self, cell: Cell) -> Option<f64> {
+        match self {
+            Kind::Measured => cell.measured,
+            Kind::Predicted => cell.predicted,
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Kind::Measured => "measured",
+            Kind::Predicted => "predicted",
+        }
+    }
+
+    /// Its line, solid or dotted: where both lie on each other both are seen.
+    fn line(self) -> &'static str {
+        match self {
+            Kind::Measured => "border",
+            Kind::Predicted => "border-predicted",
+        }
     }
 }
 
@@ -121,8 +158,9 @@ impl Map {
     }
 
     /// Every edge between a cell where non-blocking is the better choice and a neighbour where it is not.
-    fn borders(&self, mut draw: impl FnMut((f64, f64), (f64, f64))) {
-        let side = |column: usize, row: usize| self.cells.get(column)?.get(row)?.is_nonblocking_better();
+    fn borders(&self, kind: Kind, mut draw: impl FnMut((f64, f64), (f64, f64))) {
+        let side =
+            |column: usize, row: usize| Some(is_nonblocking_better(kind.of(*self.cells.get(column)?.get(row)?)?));
         let differ = |one: Option<bool>, other: Option<bool>| one.zip(other).is_some_and(|(one, other)| one != other);
         for column in 0..self.x.values.len() {
             for row in 0..self.y.values.len() {
@@ -188,8 +226,11 @@ pub(super) fn draw(canvas: &mut Canvas, points: &[SweepPoint], width: f64) -> f6
             draw_cell(canvas, map.cells[column][row], [x, y + h, w, -h]);
         }
     }
-    for border in ["border-casing", "border"] {
-        map.borders(|from, to| canvas.line(border, from, to));
+    for kind in Kind::ALL {
+        map.borders(kind, |from, to| canvas.line("border-casing", from, to));
+    }
+    for kind in Kind::ALL {
+        map.borders(kind, |from, to| canvas.line(kind.line(), from, to));
     }
     for (column, &workers) in map.x.values.iter().enumerate() {
         let (x, w) = map.x.cell(column);
@@ -249,25 +290,32 @@ fn draw_legend(canvas: &mut Canvas, map: &Map, width: f64) -> f64 {
         draw_cell(canvas, cell, [bar + n as f64 * STEP, 0.0, STEP, 26.0]);
     }
     canvas.text(Style::PLAIN, bar + RATIOS.len() as f64 * STEP + 10.0, 18.0, ends[1]);
-    let mut has_border = false;
-    map.borders(|_, _| has_border = true);
     let percent = TIE * 100.0;
-    let mut words = format!("Time of blocking / time of non-blocking. Measured in bold, predicted ({}) plain. ", {
+    let mut words = format!("Time of blocking / time of non-blocking. Measured in bold, predicted ({}) plain.", {
         let both = map.cells.iter().flatten().any(|c| c.measured.is_some() && c.predicted.is_some());
         if both { "in brackets where there are both" } else { "where nothing was measured" }
     });
     let mut top = 36.0;
-    if has_border {
-        for border in ["border-casing", "border"] {
-            canvas.line(border, (0.0, top + 9.0), (40.0, top + 9.0));
+    for kind in Kind::ALL {
+        let mut ratios = map.cells.iter().flatten().filter_map(|cell| kind.of(*cell)).peekable();
+        if ratios.peek().is_none() {
+            continue;
         }
-        let line =
-            format!("Where blocking stops being the better choice: beyond it takes longer by more than {percent} %.");
-        top += canvas.paragraph(Style::PLAIN, (50.0, top), width - 50.0, &line);
-    } else {
-        let better = map.cells.iter().flatten().any(|c| c.is_nonblocking_better() == Some(true));
-        let where_to = if better { "everywhere" } else { "nowhere" };
-        words += &format!("Blocking takes longer by more than {percent} % {where_to}.");
+        let mut has_border = false;
+        map.borders(kind, |_, _| has_border = true);
+        if has_border {
+            for border in ["border-casing", kind.line()] {
+                canvas.line(border, (0.0, top + 9.0), (40.0, top + 9.0));
+            }
+            let line = format!(
+                "Where blocking stops being the better choice, {}: beyond it takes longer by more than {percent} %.",
+                kind.name()
+            );
+            top += canvas.paragraph(Style::PLAIN, (50.0, top), width - 50.0, &line);
+        } else {
+            let where_to = if ratios.any(is_nonblocking_better) { "everywhere" } else { "nowhere" };
+            words += &format!(" Blocking takes longer by more than {percent} % {where_to}, {}.", kind.name());
+        }
     }
     top + canvas.paragraph(Style::MUTED, (0.0, top + 4.0), width, &words) + 4.0
 }
@@ -311,10 +359,10 @@ mod tests {
             .collect()
     }
 
-    /// Ends of all pieces of the line.
-    fn border(document: &Document<'_>) -> Vec<[f64; 4]> {
+    /// Ends of all pieces of a line.
+    fn border(document: &Document<'_>, kind: Kind) -> Vec<[f64; 4]> {
         let map = document.descendants().find(|n| n.attribute("data-name") == Some("sweep")).unwrap();
-        let lines = map.children().filter(|n| n.attribute("class") == Some("border"));
+        let lines = map.children().filter(|n| n.attribute("class") == Some(kind.line()));
         lines.map(|n| numbers(n, ["x1", "y1", "x2", "y2"])).collect()
     }
 
@@ -341,7 +389,7 @@ mod tests {
         let better = |workers: u32, percent: u32| workers >= 4 && percent >= 50;
         let text = svg_sweep(&points(|workers, percent| if better(workers, percent) { 1.5 } else { 1.01 }));
         let document = Document::parse(&text).unwrap();
-        let (cells, border) = (cells(&document), border(&document));
+        let (cells, border) = (cells(&document), border(&document, Kind::Predicted));
         let behind: Vec<_> = cells.iter().filter(|(text, _)| text == "1.50").map(|(_, at)| at).collect();
         assert_eq!(behind.len(), 5 * 3);
         let left = behind.iter().map(|at| at[0]).fold(f64::INFINITY, f64::min);
@@ -357,7 +405,7 @@ mod tests {
         for (ratio, words) in [(1.01, "2 % nowhere"), (1.5, "2 % everywhere")] {
             let text = svg_sweep(&points(|_, _| ratio));
             let document = Document::parse(&text).unwrap();
-            assert!(border(&document).is_empty() && text.contains(words), "{text}");
+            assert!(border(&document, Kind::Predicted).is_empty() && text.contains(words), "{text}");
         }
     }
 
@@ -365,11 +413,12 @@ mod tests {
     fn measurements_stand_before_predictions() {
         let mut points = points(|_, _| 0.9);
         let measured = SweepPoint { blocking_ms: 3.6, measured: true, ..points[0] };
-        points.push(measured);
+        points.extend([measured, SweepPoint { blocking_ms: 2.7, measured: true, ..points[1] }]);
         let text = svg_sweep(&points);
         let document = Document::parse(&text).unwrap();
         assert!(cells(&document).iter().any(|(text, _)| text == "1.20 (0.90)"));
-        assert_eq!(border(&document).len(), 2, "the measured one counts");
+        assert_eq!(border(&document, Kind::Measured).len(), 1, "between the two that were measured");
+        assert_eq!(border(&document, Kind::Predicted).len(), 0, "nowhere, it was said");
         assert!(document.descendants().any(|n| n.text() == Some("1.20") && n.attribute("font-weight").is_some()));
     }
 

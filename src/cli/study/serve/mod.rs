@@ -10,22 +10,22 @@
 //!   parts of a job likewise: one part fills the send buffer, so the next can be sent when the last has been taken; that
 //!   the very last has been taken the peer says by closing. So a blocking server sleeps inside `send`, and a non-blocking
 //!   one until there is room, as they do with a real slow peer; an acknowledgement would have both wait for input.
+//! - [`Transfer::Mixed`]: before each part the server says go, the peer lets its share of the part's time pass, and sends the
+//!   part or says that it is ready for one; then the server works. The peer's time counts from when the part before was
+//!   over. Had the server slept for that one, it was over as long after it was due as the server's work takes: that wake-ups
+//!   are late must not add up, as it does not with a message's absolute deadlines.
 
 mod blocking;
 mod nonblocking;
 
 use super::message::{Broken, Composer, PACKET_SIZE, SEND_BUFFER_SIZE, Said, go, no_job, parse};
-use super::plan::{Plan, Server, Supply, Transfer};
+use super::plan::{HANDLING_NS_MAX, Plan, Server, Supply, Transfer};
 use super::record::{Record, Records};
 use super::timeline::{Activity, Lane};
 use crate::frame::Kind;
 use crate::sys::{Call, Counting, Received, Role, Sent, Sys, Wait};
 use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, OwnedFd};
-
-/// Of a transfer that the server works on: what goes with a part (calls, bookkeeping) is a share of its time unless it
-/// takes longer than this, and a call that took no longer did not sleep. Units: nanoseconds.
-const HANDLING_NS_MAX: u64 = 20_000;
 
 /// Serves every worker until each has been told that there is no job. Runs in a process of its own.
 pub(super) fn serve(plan: &Plan, listener: &OwnedFd, records: &Records) -> Result<(), Broken> {
@@ -51,8 +51,26 @@ struct Exchange {
     read: u32,
     sent: u32,
     state: State,
-    /// When the part that is on its way could begin. Units: nanoseconds.
+    /// When the part that is on its way could begin, and, of a mixed transfer, when the peer's time for it is over. Units:
+    /// nanoseconds.
     since_ns: u64,
+    due_ns: u64,
+}
+
+/// Where the time of a part went.
+struct Spent {
+    /// What the peer took for itself, if that is not told apart.
+    apart: Option<(u64, u64)>,
+    start_ns: u64,
+    end_ns: u64,
+    /// When the next part could begin.
+    over_ns: u64,
+}
+
+impl Exchange {
+    fn worker(&self) -> Result<u16, Broken> {
+        self.worker.ok_or(Broken::Rule("a job for nobody"))
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -94,7 +112,8 @@ struct Desk<'a> {
     /// Workers that have been told that there is no job.
     released: usize,
     closed: u64,
-    /// Until when the server worked, or had nothing to do. Units: nanoseconds.
+    /// When the server last had nothing to do, and until when it worked, or had nothing to do. Units: nanoseconds.
+    idle_ns: (u64, u64),
     worked_until_ns: u64,
 }
 
@@ -112,6 +131,7 @@ impl<'a> Desk<'a> {
             done: 0,
             released: 0,
             closed: 0,
+            idle_ns: (0, 0),
             worked_until_ns: 0,
         })
     }
@@ -133,26 +153,51 @@ impl<'a> Desk<'a> {
 
     /// Notes that the server was inside a call that blocks, from `start_ns` until now.
     fn blocked(&mut self, start_ns: u64) -> Result<(), Broken> {
-        let cpu = self.plan.transfer == Transfer::Cpu;
-        if cpu && self.now_ns() - start_ns <= HANDLING_NS_MAX { Ok(()) } else { self.idle(Activity::Blocked, start_ns) }
+        let works = self.plan.transfer != Transfer::Wait;
+        if works && self.now_ns() - start_ns <= HANDLING_NS_MAX {
+            Ok(())
+        } else {
+            self.idle(Activity::Blocked, start_ns)
+        }
     }
 
     /// Notes that the server had nothing to do, from `start_ns` until now.
     fn idle(&mut self, activity: Activity, start_ns: u64) -> Result<(), Broken> {
         let end_ns = self.now_ns();
-        self.worked_until_ns = end_ns;
+        (self.idle_ns, self.worked_until_ns) = ((start_ns, end_ns), end_ns);
         self.records.push(&Record { lane: Lane::Server, activity, job: 0, start_ns, end_ns })
     }
 
     /// Begins an exchange on a connection that has just been accepted.
     fn open(&mut self, socket: OwnedFd) -> Result<Exchange, Broken> {
-        let since_ns = self.now_ns();
         if self.plan.transfer == Transfer::Wait {
             self.sys.set_send_buffer(socket.as_fd(), SEND_BUFFER_SIZE)?;
-            // The peer's deadlines count from here, whenever it wakes up.
-            self.send_bare(&socket, &go(since_ns))?;
         }
-        Ok(Exchange { socket, worker: None, read: 0, sent: 0, state: State::Reading, since_ns })
+        let now_ns = self.now_ns();
+        let mut exchange = Exchange {
+            socket,
+            worker: None,
+            read: 0,
+            sent: 0,
+            state: State::Reading,
+            since_ns: now_ns,
+            due_ns: now_ns,
+        };
+        if self.plan.transfer != Transfer::Cpu {
+            // The peer's deadlines count from here, whenever it wakes up.
+            self.go_ahead(&mut exchange, 0, now_ns)?;
+        }
+        Ok(exchange)
+    }
+
+    /// Tells the peer since when part `part` is awaited.
+    fn go_ahead(&self, exchange: &mut Exchange, part: u32, at_ns: u64) -> Result<(), Broken> {
+        (exchange.since_ns, exchange.due_ns) = (at_ns, at_ns + self.plan.shares_ns(part).0);
+        self.send_bare(&exchange.socket, &go(at_ns))
+    }
+
+    fn is_mixed(&self) -> bool {
+        matches!(self.plan.transfer, Transfer::Mixed { .. })
     }
 
     fn send_bare(&self, socket: &OwnedFd, frame: &[u8]) -> Result<(), Broken> {
@@ -208,15 +253,25 @@ impl<'a> Desk<'a> {
             let (start_ns, end_ns) = (stamps.started_ns, stamps.ended_ns);
             self.note(worker, Activity::Compute, job, start_ns, end_ns)?;
         }
-        let (start_ns, end_ns) = self.spend(exchange, part);
+        let spent = self.spend(exchange, part);
         let job = if let Given::Job(job) = given { job } else { 0 };
-        self.note(worker, Activity::Read, job, start_ns, end_ns)?;
-        exchange.since_ns = end_ns;
+        self.note_spent(worker, Activity::Read, job, &spent)?;
+        exchange.since_ns = spent.end_ns;
         exchange.read += 1;
         if exchange.read == self.plan.parts {
-            self.answer(exchange, worker, given, end_ns)?;
+            self.answer(exchange, worker, given, spent.end_ns)?;
+        }
+        if self.is_mixed() && exchange.state != State::Over {
+            self.go_ahead(exchange, exchange.read % self.plan.parts, spent.over_ns)?;
         }
         Ok(Step::Moved)
+    }
+
+    fn note_spent(&mut self, worker: u16, activity: Activity, job: u32, spent: &Spent) -> Result<(), Broken> {
+        if let Some((start_ns, end_ns)) = spent.apart {
+            self.note(worker, activity, job, start_ns, end_ns)?;
+        }
+        self.note(worker, activity, job, spent.start_ns, spent.end_ns)
     }
 
     fn note(&mut self, worker: u16, activity: Activity, job: u32, start_ns: u64, end_ns: u64) -> Result<(), Broken> {
@@ -225,20 +280,25 @@ impl<'a> Desk<'a> {
 
     /// When the part that has come, or is to be sent, began and ended; the server works on it first if that is its kind
     /// of transfer.
-    fn spend(&mut self, exchange: &Exchange, part: u32) -> (u64, u64) {
+    fn spend(&mut self, exchange: &Exchange, part: u32) -> Spent {
         let now_ns = self.now_ns();
+        let Exchange { since_ns, due_ns, .. } = *exchange;
         if self.plan.transfer == Transfer::Wait {
-            return (exchange.since_ns, now_ns);
+            return Spent { apart: None, start_ns: since_ns, end_ns: now_ns, over_ns: now_ns };
         }
-        let until_ns = self.worked_until_ns;
+        let (until_ns, (_, work_ns)) = (self.worked_until_ns, self.plan.shares_ns(part));
+        let slept = (self.idle_ns.0..=self.idle_ns.1).contains(&due_ns) && self.idle_ns.1 == until_ns;
         let start_ns = if now_ns.saturating_sub(until_ns) <= HANDLING_NS_MAX { until_ns } else { now_ns };
-        let before_ns = part.checked_sub(1).map_or(0, |before| self.plan.part_end_ns(before));
-        let end_ns = start_ns + self.plan.part_end_ns(part) - before_ns;
+        let end_ns = start_ns + work_ns;
         while self.now_ns() < end_ns {
             std::hint::spin_loop();
         }
         self.worked_until_ns = end_ns;
-        (start_ns, end_ns)
+        match self.is_mixed() {
+            false => Spent { apart: None, start_ns, end_ns, over_ns: end_ns },
+            true if slept => Spent { apart: None, start_ns: since_ns, end_ns, over_ns: due_ns + work_ns },
+            true => Spent { apart: Some((since_ns, due_ns)), start_ns, end_ns, over_ns: end_ns },
+        }
     }
 
     /// The whole message has been read: books it, and finds the worker its next job.
@@ -271,8 +331,15 @@ impl<'a> Desk<'a> {
 
     fn write(&mut self, exchange: &mut Exchange, job: u32, wait: Wait) -> Result<Step, Broken> {
         let part = exchange.sent;
-        let cpu = self.plan.transfer == Transfer::Cpu;
-        let spent_ns = if cpu { Some(self.spend(exchange, part)) } else { None };
+        if self.is_mixed() {
+            match self.receive(exchange, wait)? {
+                Received::Packet(size) if matches!(parse(&self.packet[..size], self.plan.parts)?, Said::Go { .. }) => {}
+                Received::WouldBlock => return Ok(Step::WouldBlock),
+                _ => return Err(Broken::Rule("a worker did not ask for its job")),
+            }
+        }
+        let works = self.plan.transfer != Transfer::Wait;
+        let spent = if works { Some(self.spend(exchange, part)) } else { None };
         let packet = self.composer.part(Kind::Job, job.into(), part, None);
         let start_ns = self.sys.now_ns();
         let sent = self.sys.send(exchange.socket.as_fd(), &[IoSlice::new(packet)], wait)?;
@@ -282,16 +349,19 @@ impl<'a> Desk<'a> {
         match sent {
             Sent::All => {}
             // Work would be done twice.
-            Sent::WouldBlock if cpu => return Err(Broken::Rule("no room for a job in the send buffer")),
+            Sent::WouldBlock if works => return Err(Broken::Rule("no room for a job in the send buffer")),
             Sent::WouldBlock => return Ok(Step::WouldBlock),
             Sent::NoMemory => return Err(Broken::Rule("the kernel has no memory for a packet")),
             Sent::Closed => return Err(Broken::Rule("a worker closed its connection before it had its job")),
         }
         exchange.sent += 1;
         let all_sent = exchange.sent == self.plan.parts;
-        if let Some((start_ns, end_ns)) = spent_ns {
-            self.note_written(exchange, job, start_ns, end_ns)?;
+        if let Some(spent) = spent {
+            self.note_spent(exchange.worker()?, Activity::Write, job, &spent)?;
             exchange.state = if all_sent { State::Over } else { exchange.state };
+            if self.is_mixed() && !all_sent {
+                self.go_ahead(exchange, exchange.sent, spent.over_ns)?;
+            }
             return Ok(Step::Moved);
         }
         // There was room for this part because the one before it has been taken.
@@ -305,8 +375,7 @@ impl<'a> Desk<'a> {
     }
 
     fn note_written(&mut self, exchange: &Exchange, job: u32, start_ns: u64, end_ns: u64) -> Result<(), Broken> {
-        let worker = exchange.worker.ok_or(Broken::Rule("a job for nobody"))?;
-        self.note(worker, Activity::Write, job, start_ns, end_ns)
+        self.note(exchange.worker()?, Activity::Write, job, start_ns, end_ns)
     }
 
     fn drain(&mut self, exchange: &mut Exchange, job: u32, wait: Wait) -> Result<Step, Broken> {

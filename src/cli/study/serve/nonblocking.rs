@@ -64,7 +64,7 @@ impl Hall {
                 }
                 self.reactor.exhausted(door, BOTH);
             } else {
-                self.enqueue(token, readiness);
+                self.enqueue(desk, token, readiness);
             }
         }
         Ok(())
@@ -86,10 +86,10 @@ impl Hall {
     }
 
     /// Queues a connection that is ready for what it does next; what it is ready for besides is no news.
-    fn enqueue(&mut self, token: Token, readiness: Readiness) {
+    fn enqueue(&mut self, desk: &Desk<'_>, token: Token, readiness: Readiness) {
         let Some(Some(connection)) = self.connections.get_mut(token.index()) else { return };
         let wanted = match connection.exchange.state {
-            State::Writing(_) => Readiness::WRITE,
+            State::Writing(_) if desk.plan.transfer == Transfer::Wait => Readiness::WRITE,
             _ => Readiness::READ,
         };
         let idle = readiness.without(wanted);
@@ -98,7 +98,10 @@ impl Hall {
         }
         if readiness != idle && !connection.queued {
             connection.queued = true;
-            self.waiting.push_back(token);
+            match connection.exchange.read {
+                0 => self.newcomers.push_back(token),
+                _ => self.waiting.push_back(token),
+            }
         }
     }
 
