@@ -141,6 +141,23 @@ pub const ROBBED_SKIPS_MAX: u32 = 4096;
 /// Receives tried between two looks at the clock while spinning.
 pub const SPIN_ROUND: u32 = 4;
 
+// ---- the command
+
+/// Bytes of a record that a joblog shows; more are counted and not shown.
+pub const JOBLOG_RECORD_SIZE_MAX: usize = 256;
+/// Bytes of a joblog that wait until the results of their jobs are written, beyond which no further job is begun.
+pub const JOBLOG_WAITING_SIZE_MAX: usize = 1 << 20;
+/// Longest line of a joblog that is read back.
+pub const JOBLOG_LINE_SIZE_MAX: usize = 64 << 10;
+/// Records of an earlier run that are compared with the input when it is resumed, the first ones in its joblog.
+pub const RESUME_RECORDS_MAX: usize = 64 << 10;
+/// Bytes of records that are kept until their jobs are over, for tags and joblogs; one is always kept.
+pub const KEPT_RECORDS_SIZE_MAX: usize = 64 << 20;
+/// Lines that wait for the system's log; further ones are lost.
+pub const SYSLOG_LINES_MAX: usize = 1024;
+/// A percentage of failed jobs ends a run only when at least so many have failed.
+pub const HALT_FAILED_MIN: u64 = 3;
+
 const _: () = {
     assert!(RING_SIZE.is_power_of_two() && RING_SIZE.is_multiple_of(4096));
     assert!(QUEUE_SIZE.is_power_of_two() && QUEUE_JOBS_MAX.is_power_of_two());
@@ -156,6 +173,7 @@ const _: () = {
     assert!(MESSAGE_SIZE_MAX + FRAME_HEADER_SIZE <= PACKET_SIZE_MIN, "a refusal always fits");
     assert!(WINDOW_NS < STEAL_LATE_NS && STEAL_LATE_NS as u128 <= SLEEP_MAX.as_nanos(), "looked at in time");
     assert!(WINDOW_JOBS_MIN >= 2, "always one more than is running");
+    assert!(JOBLOG_RECORD_SIZE_MAX * 16 <= JOBLOG_LINE_SIZE_MAX, "a line that was written can be read, also escaped");
 };
 
 // ---- reactor (floor 2) ----------------------------------------------------------------------------------------------

@@ -26,6 +26,8 @@ const SIGKILL: i32 = 9;
 const SIGCHLD: i32 = 17;
 /// The greatest number of a signal on any Linux that Rust knows.
 const SIGNAL_MAX: u64 = 127;
+const SIGCONT: i32 = 18;
+const SIGSTOP: i32 = 19;
 
 /// What the host asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -140,7 +142,7 @@ pub(crate) struct Nursery<S: Sys> {
     socket: OwnedFd,
     pid: Pid,
     pidfd: OwnedFd,
-    /// Commands that the socket had no room for, oldest first; at most two a slot.
+    /// Commands that the socket had no room for, oldest first; at most four a slot: a stopped host sends no more.
     waiting: VecDeque<(Command, Option<Parcel>)>,
 }
 
@@ -350,15 +352,7 @@ impl<S: Sys> Process<S> {
             match self.sys.recv_fds(self.socket.as_fd(), &mut bytes, &mut passed, Wait::Never)? {
                 Received::Packet(n) => match Command::decode(&bytes[..n]) {
                     Some(Command::Spawn { slot, generation }) => self.spawn(slot, generation, passed)?,
-                    Some(Command::Signal { slot, generation, signal }) => {
-                        if let Some(c) = self.children.iter().find(|c| c.slot == slot && c.generation == generation) {
-                            let _ = self.sys.kill(-c.pid, signal);
-                            if signal == SIGKILL {
-                                // It may have left its group. Any other signal would reach the rest twice.
-                                let _ = self.sys.kill(c.pid, signal);
-                            }
-                        }
-                    }
+                    Some(Command::Signal { slot, generation, signal }) => self.signal(slot, generation, signal),
                     // Nobody but the host has the other end: nonsense means that it is broken.
                     None => return Ok(false),
                 },
@@ -372,6 +366,17 @@ impl<S: Sys> Process<S> {
                     _ => return Ok(false),
                 },
                 Received::Closed => return Ok(false),
+            }
+        }
+    }
+
+    /// Sends a signal to a worker and its group, if it is still the one in its slot.
+    fn signal(&self, slot: u32, generation: u32, signal: i32) {
+        if let Some(c) = self.children.iter().find(|c| c.slot == slot && c.generation == generation) {
+            let _ = self.sys.kill(-c.pid, signal);
+            // It may have left its group. Of these it does not matter if it gets two.
+            if matches!(signal, SIGKILL | SIGSTOP | SIGCONT) {
+                let _ = self.sys.kill(c.pid, signal);
             }
         }
     }

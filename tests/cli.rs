@@ -803,16 +803,8 @@ fn too_few_descriptors_for_the_workers_says_what_to_do() {
 fn options_that_do_not_work_yet_do_not_exist() {
     let later = [
         "--retries=1",
-        "--halt=now,fail=1",
-        "--joblog=x",
-        "--resume",
-        "--resume-failed",
-        "--tag",
-        "--dry-run",
         "--mem-limit=1MiB",
-        "--deadline=1s",
         "--quarantine=x",
-        "--syslog",
         "--framing=lines",
         "--prefetch=1",
         "--each",

@@ -1,5 +1,6 @@
 //! The command line as it is typed, and the notations of durations and sizes.
 
+use super::run::Halt;
 use crate::TransportKind;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -34,6 +35,8 @@ Exit codes:
   0      every job was done
   1      some jobs were not: one line each on standard error says why
   2      wrong usage, or the pool could not start or go on
+  3      ended by --halt
+  124    ended by --deadline
   128+n  ended by signal n: the first INT or TERM lets jobs in flight finish,
          the second ends them at once
 
@@ -343,6 +346,39 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "N", value_parser = parse_jobs)]
     pub(crate) max_jobs_per_worker: Option<usize>,
 
+    /// End the run when jobs fail: `now` kills what runs, `soon` lets it finish; after N jobs, or N% of those finished (3 at
+    /// least), such as now,fail=1 or soon,fail=30%
+    #[arg(long, value_name = "WHEN,fail=N[%]", value_parser = parse_halt)]
+    pub(crate) halt: Option<Halt>,
+
+    /// End the run when it has taken so long, whatever is unfinished
+    #[arg(long, value_name = "DUR", value_parser = parse_duration)]
+    pub(crate) deadline: Option<Duration>,
+
+    /// Write a line for each finished job to FILE, in GNU parallel's columns, or as JSON if its name ends in .jsonl
+    #[arg(long, value_name = "FILE")]
+    pub(crate) joblog: Option<PathBuf>,
+
+    /// Skip the jobs that the joblog of an earlier run knows, and add to it
+    #[arg(long)]
+    pub(crate) resume: bool,
+
+    /// As --resume, but run again those that were not done
+    #[arg(long)]
+    pub(crate) resume_failed: bool,
+
+    /// Begin each line of a result with its record and a tab
+    #[arg(long)]
+    pub(crate) tag: bool,
+
+    /// Print each job that would be run, and run none
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+
+    /// Tell the system's log, too, of jobs that failed, crashed or timed out
+    #[arg(long)]
+    pub(crate) syslog: bool,
+
     /// Nice value of the workers, from -20 to 19
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(i32).range(-20..=19), allow_negative_numbers = true)]
     pub(crate) nice: Option<i32>,
@@ -366,6 +402,10 @@ pub(crate) struct RunArgs {
 
 fn transport_parser() -> impl TypedValueParser<Value = TransportKind> {
     PossibleValuesParser::new(["blocking", "seqpacket"]).try_map(|name| name.parse::<TransportKind>())
+}
+
+fn parse_halt(text: &str) -> Result<Halt, String> {
+    text.parse()
 }
 
 /// A number of workers or of jobs; 0 has a message of its own.

@@ -4,12 +4,14 @@ use super::args::RunArgs;
 use super::handlers;
 use super::input::Input;
 use super::report::{Fatal, StatsFile, plain_error};
+use super::run::{Halt, JoblogFile, Resume};
 use crate::TransportKind;
 use crate::pool::default_workers;
 use crate::sys;
 use std::fs::File;
 use std::os::fd::AsFd;
-use std::path::Path;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// All that a run needs, known to be good.
@@ -27,6 +29,14 @@ pub(crate) struct Config {
     pub(crate) stats: Option<StatsFile>,
     pub(crate) trace: Option<StatsFile>,
     pub(crate) show_progress: bool,
+    pub(crate) halt: Option<Halt>,
+    /// Of the whole run.
+    pub(crate) deadline: Option<Duration>,
+    pub(crate) joblog: Option<JoblogFile>,
+    pub(crate) resume: Option<Resume>,
+    pub(crate) is_tagged: bool,
+    pub(crate) is_dry_run: bool,
+    pub(crate) has_syslog: bool,
 }
 
 impl Config {
@@ -51,6 +61,9 @@ impl Config {
                 "--max-jobs-per-worker 0: no job could run: give 1 or more, or leave it out to keep workers".into(),
             ));
         }
+        if args.deadline == Some(Duration::ZERO) {
+            return Err(Fatal("--deadline 0: no job could start: give a longer time, or leave it out for none".into()));
+        }
         if let Some(nice) = args.nice {
             check_nice(nice)?;
         }
@@ -62,13 +75,29 @@ impl Config {
             }
             _ => standard(std::io::stdin()).map_err(|e| Fatal(format!("standard input: {}", plain_error(&e))))?,
         };
-        let stats = open_report("--stats", args.stats.as_deref())?;
-        let trace = open_report("--trace", args.trace.as_deref())?;
+        // A dry run writes no files.
+        let report = |path: Option<PathBuf>| path.filter(|_| !args.dry_run);
+        let stats = open_report("--stats", report(args.stats).as_deref())?;
+        let trace = open_report("--trace", report(args.trace).as_deref())?;
         if let (Some(stats), Some(trace)) = (&stats, &trace)
             && stats.replaces_same(trace)
         {
             return Err(Fatal("--stats and --trace: one file cannot be both: give two names".into()));
         }
+        let (joblog, resume) = match &args.joblog {
+            Some(path) => {
+                check_joblog(path, &input, [&stats, &trace])?;
+                let is_resumed = args.resume || args.resume_failed;
+                JoblogFile::open(path, is_resumed, args.dry_run, &args.handler, args.resume_failed)?
+            }
+            None if args.resume || args.resume_failed => {
+                let option = if args.resume { "--resume" } else { "--resume-failed" };
+                return Err(Fatal(format!(
+                    "{option}: what is done stands in a joblog: name the earlier run's with --joblog FILE"
+                )));
+            }
+            None => (None, None),
+        };
         Ok(Self {
             handler: args.handler,
             workers,
@@ -82,6 +111,13 @@ impl Config {
             stats,
             trace,
             show_progress: args.bar,
+            halt: args.halt,
+            deadline: args.deadline,
+            joblog,
+            resume,
+            is_tagged: args.tag,
+            is_dry_run: args.dry_run,
+            has_syslog: args.syslog,
         })
     }
 }
@@ -108,6 +144,22 @@ fn open_report(option: &str, path: Option<&Path>) -> Result<Option<StatsFile>, F
         StatsFile::create(path).map_err(|e| Fatal(format!("{option}: {}: {}", path.display(), plain_error(&e))))
     };
     path.map(create).transpose()
+}
+
+/// Whether a joblog would be read as input, or be replaced by a report.
+fn check_joblog(path: &Path, input: &File, reports: [&Option<StatsFile>; 2]) -> Result<(), Fatal> {
+    let shown = path.display();
+    let identity = |metadata: std::fs::Metadata| (metadata.is_file(), metadata.dev(), metadata.ino());
+    if let (Ok(log), Ok(input)) = (path.metadata().map(identity), input.metadata().map(identity))
+        && log == input
+        && log.0
+    {
+        return Err(Fatal(format!("--joblog: {shown} is the input too: give another name")));
+    }
+    if reports.into_iter().flatten().any(|report| report.replaces(path)) {
+        return Err(Fatal(format!("--joblog: {shown} cannot be --stats or --trace too: give another name")));
+    }
+    Ok(())
 }
 
 fn open_input(path: &Path) -> std::io::Result<File> {

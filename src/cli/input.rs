@@ -82,6 +82,12 @@ impl Input<File> {
         Ok(fds[0].readiness().is_readable())
     }
 
+    /// Sleeps until a read would find something.
+    pub(crate) fn wait(&self) -> Result<(), Fatal> {
+        let mut fds = [PollFd::new(self.source.as_fd(), Interest::READ)];
+        Linux.poll(&mut fds, None).map(drop).map_err(|e| Fatal(e.to_string()))
+    }
+
     pub(crate) fn fd(&self) -> BorrowedFd<'_> {
         self.source.as_fd()
     }

@@ -33,6 +33,8 @@ pub(crate) struct Streams {
     results: Output,
     /// `None`: lines go where the results go.
     lines: Option<Output>,
+    /// The joblog, if there is one.
+    log: Option<Output>,
 }
 
 impl Streams {
@@ -40,7 +42,26 @@ impl Streams {
     pub(crate) fn new(results: File, lines: File) -> Self {
         let identity = |file: &File| file.metadata().map(|m| (m.dev(), m.ino())).ok();
         let is_same = identity(&results).is_some_and(|id| Some(id) == identity(&lines));
-        Self { results: Output::new(results), lines: (!is_same).then(|| Output::new(lines)) }
+        Self { results: Output::new(results), lines: (!is_same).then(|| Output::new(lines)), log: None }
+    }
+
+    /// Writes the joblog to this file.
+    pub(crate) fn set_log(&mut self, log: File) {
+        self.log = Some(Output::new(log));
+    }
+
+    /// Adds whole lines of the joblog.
+    pub(crate) fn push_log(&mut self, lines: &[u8]) {
+        if let Some(log) = &mut self.log {
+            log.push_all(lines);
+        }
+    }
+
+    /// Sets off what has gathered of the joblog. Returns why it can no longer be written.
+    pub(crate) fn flush_log(&mut self) -> Option<&std::io::Error> {
+        let log = self.log.as_mut()?;
+        log.flush();
+        log.error.as_ref()
     }
 
     /// Adds a result and its terminator.
@@ -54,14 +75,24 @@ impl Streams {
         self.lines.as_mut().unwrap_or(&mut self.results).push_all(line.as_bytes());
     }
 
-    fn both(&self) -> impl Iterator<Item = &Output> {
-        std::iter::once(&self.results).chain(&self.lines)
+    fn all(&self) -> impl Iterator<Item = &Output> {
+        std::iter::once(&self.results).chain(&self.lines).chain(&self.log)
+    }
+
+    /// How many bytes of results there have been.
+    pub(crate) fn results_size(&self) -> u64 {
+        self.results.given + self.results.buffer.len() as u64
+    }
+
+    /// How many of them were written when it was last flushed.
+    pub(crate) fn results_written(&self) -> u64 {
+        self.results.written
     }
 
     /// Whether so much waits for a reader that no more should be made.
     #[inline]
     pub(crate) fn is_stalled(&self) -> bool {
-        self.results.is_stalled() || self.lines.as_ref().is_some_and(Output::is_stalled)
+        self.all().any(Output::is_stalled)
     }
 
     /// Sets off what has gathered; what cannot go yet stays for the next call. Picks up errors.
@@ -72,17 +103,17 @@ impl Streams {
 
     /// Whether everything has been written, or never will be.
     pub(crate) fn is_settled(&self) -> bool {
-        self.both().all(Output::is_settled)
+        self.all().all(Output::is_settled)
     }
 
     /// Readable when a write has ended.
     pub(crate) fn wake_fds(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
-        self.both().filter_map(Output::wake_fd)
+        self.all().filter_map(Output::wake_fd)
     }
 
     /// Forgets the writes that have ended.
     pub(crate) fn clear_wakes(&self) -> OsResult<()> {
-        self.both().try_for_each(Output::clear_wake)
+        self.all().try_for_each(Output::clear_wake)
     }
 
     /// Why no result can be written any more. Lines for people that cannot be written are dropped.
@@ -100,6 +131,9 @@ struct Output {
     is_direct: bool,
     writer: Option<Arc<Writer>>,
     error: Option<std::io::Error>,
+    /// Bytes that have left the buffer, and those known to have been written.
+    given: u64,
+    written: u64,
 }
 
 impl Output {
@@ -107,7 +141,7 @@ impl Output {
     fn new(file: File) -> Self {
         let is_direct =
             file.metadata().is_ok_and(|m| m.is_file() || (m.file_type().is_char_device() && m.rdev() == NULL_DEVICE));
-        Self { file: Arc::new(file), buffer: Vec::new(), is_direct, writer: None, error: None }
+        Self { file: Arc::new(file), buffer: Vec::new(), is_direct, writer: None, error: None, given: 0, written: 0 }
     }
 
     /// Adds a result and its terminator.
@@ -147,15 +181,26 @@ impl Output {
         if self.is_direct {
             let result = write_all(&self.file, &self.buffer);
             self.error = result.err();
+            if self.error.is_none() {
+                self.given += self.buffer.len() as u64;
+                self.written = self.given;
+            }
             self.buffer.clear();
             return;
         }
         match &self.writer {
             Some(writer) => {
+                let (was_busy, size) = (writer.is_busy(), self.buffer.len());
                 self.error = writer.exchange(&mut self.buffer);
                 if self.error.is_some() {
                     self.buffer.clear();
+                    return;
                 }
+                if !was_busy {
+                    self.written = self.given;
+                }
+                // All of it or nothing.
+                self.given += (size - self.buffer.len()) as u64;
             }
             None if self.buffer.is_empty() => {}
             None => self.start_writer(),
@@ -336,8 +381,10 @@ mod tests {
         }
         assert!(sent >= STALLED_SIZE && !output.is_settled());
         let reading = std::thread::spawn(move || reader.read_exact(&mut vec![0; sent]).is_ok());
+        assert!(output.written < sent as u64, "nobody has read it all");
         settle(&mut output);
         assert!(output.error.is_none() && reading.join().unwrap());
+        assert_eq!((output.given, output.written), (sent as u64, sent as u64));
     }
 
     #[test]

@@ -20,6 +20,10 @@ pub(crate) const EXIT_DONE: u8 = 0;
 pub(crate) const EXIT_UNSUCCESSFUL: u8 = 1;
 /// Usage, unknown handler, missing file, or the pool could not start or go on.
 pub(crate) const EXIT_USAGE: u8 = 2;
+/// Halted by `--halt`.
+pub(crate) const EXIT_HALTED: u8 = 3;
+/// The deadline of the whole run has passed.
+pub(crate) const EXIT_DEADLINE: u8 = 124;
 /// Ended by a signal: this plus its number.
 pub(crate) const EXIT_SIGNAL: u8 = 128;
 
@@ -52,6 +56,14 @@ fn push_line(into: &mut String, text: std::fmt::Arguments<'_>) {
     // Writing to a string cannot fail.
     let _ = write!(Escaper(into), "{text}");
     into.push('\n');
+}
+
+/// Text with its control characters escaped.
+pub(crate) fn escaped(text: std::fmt::Arguments<'_>) -> String {
+    let mut line = String::new();
+    // As above.
+    let _ = write!(Escaper(&mut line), "{text}");
+    line
 }
 
 /// Writes text with its control characters escaped, so that no message can forge a line or drive a terminal.
@@ -254,6 +266,8 @@ pub(crate) struct StatsJson {
     pub(crate) tally: Tally,
     #[serde(flatten)]
     pub(crate) pool: PoolJson,
+    /// Records whose jobs an earlier run had finished.
+    pub(crate) skipped: u64,
     pub(crate) workers: usize,
     pub(crate) wall_s: f64,
     pub(crate) jobs_per_s: f64,
@@ -294,6 +308,12 @@ impl StatsFile {
     /// Whether the two would be put in the same place.
     pub(crate) fn replaces_same(&self, other: &Self) -> bool {
         self.rename.is_some() && self.rename == other.rename
+    }
+
+    /// Whether it would be put in this place.
+    pub(crate) fn replaces(&self, path: &Path) -> bool {
+        let target = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_path_buf());
+        self.rename.as_ref().is_some_and(|(_, to)| *to == target)
     }
 
     /// Writes the numbers and puts the file in its place.
@@ -398,7 +418,8 @@ mod tests {
         drop(StatsFile::create(&path).unwrap());
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "nothing left behind");
         let tally = Tally { jobs: 3, done: 2, failed: 1, ..Tally::default() };
-        let stats = StatsJson { tally, pool: PoolJson::default(), workers: 2, wall_s: 0.5, jobs_per_s: 6.0 };
+        let stats =
+            StatsJson { tally, pool: PoolJson::default(), skipped: 0, workers: 2, wall_s: 0.5, jobs_per_s: 6.0 };
         StatsFile::create(&path).unwrap().write(&stats).unwrap();
         let value: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
         assert_eq!((&value["jobs"], &value["done"], &value["timed_out"]), (&3.into(), &2.into(), &0.into()));

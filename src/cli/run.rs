@@ -4,27 +4,48 @@
 //! until the pool, the window or the input has no more, then takes what is done. It sleeps only when neither brought
 //! anything, and then on everything at once: input, pool, signals and writers.
 
+mod dry_run;
+mod halt;
+mod joblog;
+mod kept;
+mod resume;
+mod sink;
+mod stop;
+mod syslog;
+mod times;
+mod window;
+
+pub(crate) use halt::Halt;
+pub(crate) use joblog::JoblogFile;
+pub(crate) use resume::Resume;
+
 use super::config::{Config, standard};
 use super::handlers;
 use super::input::{Input, Next};
 use super::output::Streams;
 use super::report::{
-    EXIT_DONE, EXIT_SIGNAL, EXIT_UNSUCCESSFUL, EXIT_USAGE, Fatal, Report, StatsFile, StatsJson, Tally, plain_error,
-    print_lines,
+    EXIT_DEADLINE, EXIT_DONE, EXIT_HALTED, EXIT_SIGNAL, EXIT_UNSUCCESSFUL, EXIT_USAGE, Fatal, Report, StatsFile,
+    StatsJson, Tally, plain_error, print_lines,
 };
-use super::trace::{self, Recording, Written};
+use super::trace::{self, Written};
 use crate::order::Reorder;
-use crate::pool::Bulk;
 use crate::sys::{self, Interest, Linux, OsError, PollFd, SignalFd, SignalSet, Sys};
-use crate::{HandlerId, Outcome, Pool, Reason, TrySubmitError};
+use crate::{Builder, HandlerId, Pool};
+use joblog::Joblog;
+use kept::Kept;
+use sink::{Begun, Sink};
 use std::io::ErrorKind;
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
+use stop::{Deadline, settle, wait};
+use syslog::Syslog;
+use window::{UNFINISHED_MAX, Window};
 
 // Their numbers are the same on every Linux.
 const SIGINT: i32 = 2;
 const SIGPIPE: i32 = 13;
 const SIGTERM: i32 = 15;
+const SIGTSTP: i32 = 20;
 const EMFILE: i32 = 24;
 
 /// How often a busy loop looks for signals.
@@ -34,53 +55,64 @@ const POOL_WAIT: Duration = Duration::from_millis(2);
 /// How long lines on standard error may take when standard output is closed already.
 const LAST_LINES_WAIT: Duration = Duration::from_millis(200);
 
-/// Unfinished jobs at most, so results held back by `-k` at most.
-const UNFINISHED_MAX: usize = 64 << 10;
-/// Unfinished jobs for each worker at least: one that runs, one that waits at it, and as many again to hand on.
-const UNFINISHED_PER_WORKER: usize = 4;
 /// Bytes of results that `-k` holds back before it begins no further job.
 const REORDER_SIZE_MAX: usize = 4 << 20;
 
 /// Runs the command. Returns its exit code.
 pub(crate) fn run(config: Config) -> Result<u8, Fatal> {
+    if config.is_dry_run {
+        return dry_run::run(config);
+    }
     let started = Instant::now();
     // Blocked before the fork, so that none is lost between here and the loop.
-    let signals = SignalFd::block_and_open(&SignalSet::of(&[SIGINT, SIGTERM])).map_err(fatal)?;
+    let signals = SignalFd::block_and_open(&SignalSet::of(&[SIGINT, SIGTERM, SIGTSTP])).map_err(fatal)?;
     let no_stream = |e: std::io::Error| Fatal(format!("standard streams: {}", plain_error(&e)));
     let stdout = standard(std::io::stdout()).map_err(no_stream)?;
     let stderr = standard(std::io::stderr()).map_err(no_stream)?;
 
-    let mut builder = Pool::builder().workers(config.workers).transport(config.transport);
-    if let Some(timeout) = config.timeout {
-        builder = builder.timeout(timeout);
-    }
-    if let Some(jobs) = config.max_jobs_per_worker {
-        builder = builder.max_jobs_per_worker(jobs);
-    }
-    if let Some(nice) = config.nice {
-        builder = builder.nice(nice);
-    }
-    builder = builder.job_size_max(crate::limits::JOB_SIZE_MAX);
     let origin_ns = Linux.now_ns();
-    let mut recording = None;
-    if config.trace.is_some() {
-        let (hook, found) = trace::record(trace::MARKS_MAX);
-        builder = builder.on_event(hook);
-        recording = Some(found);
-    }
+    let (record, recording) = config.trace.as_ref().map(|_| trace::record(trace::MARKS_MAX)).unzip();
+    let (note_times, clock) = config.joblog.as_ref().map(|_| times::record(config.workers)).unzip();
+    let builder = match (record, note_times) {
+        (Some(mut record), Some(mut note_times)) => builder(&config).on_event(move |event| {
+            record(event);
+            note_times(event);
+        }),
+        (Some(record), None) => builder(&config).on_event(record),
+        (None, Some(note_times)) => builder(&config).on_event(note_times),
+        (None, None) => builder(&config),
+    };
     let pool = handlers::register(builder).spawn().map_err(|e| no_pool(&e))?;
     let Some(handler) = pool.handler_id(&config.handler) else {
         return Err(Fatal(format!("the pool does not know its handler '{}'", config.handler)));
     };
 
-    let sink = Sink {
+    let mut streams = Streams::new(stdout, stderr);
+    let begin_log = |file| Joblog::begin(file, &config.handler, config.keep_order, &mut streams);
+    let joblog = config.joblog.map(begin_log).transpose()?;
+    let mut sink = Sink {
         terminator: config.terminator,
-        streams: Streams::new(stdout, stderr),
+        streams,
         report: Report::new(config.show_progress),
         order: config.keep_order.then(|| Reorder::new(UNFINISHED_MAX, REORDER_SIZE_MAX)),
         tally: Tally::default(),
         recording,
+        kept: (config.is_tagged || joblog.is_some()).then(|| Kept::new(config.is_tagged)),
+        is_tagged: config.is_tagged,
+        joblog: joblog.zip(clock),
+        resume: config.resume,
+        halt: config.halt,
+        is_halt_due: false,
+        syslog: None,
+        skipped: 0,
+        refusal: None,
+        tagged: Vec::new(),
     };
+    if config.has_syslog {
+        let (syslog, problem) = Syslog::open();
+        sink.syslog = Some(syslog);
+        sink.tell(problem);
+    }
     let mut run = Run {
         pool,
         handler,
@@ -93,11 +125,29 @@ pub(crate) fn run(config: Config) -> Result<u8, Fatal> {
         signal: None,
         next_signal_check: started,
         is_killed: false,
+        deadline: config.deadline.and_then(|after| Some(Deadline { at: started.checked_add(after)?, after })),
+        is_halted: false,
+        is_late: false,
         has_trouble: false,
     };
     let end = run.work();
     let files = Files { stats: config.stats, trace: config.trace, handler: config.handler, origin_ns };
     run.finish(end, files, config.workers, started)
+}
+
+/// The pool's settings.
+fn builder(config: &Config) -> Builder {
+    let mut builder = Pool::builder().workers(config.workers).transport(config.transport);
+    if let Some(timeout) = config.timeout {
+        builder = builder.timeout(timeout);
+    }
+    if let Some(jobs) = config.max_jobs_per_worker {
+        builder = builder.max_jobs_per_worker(jobs);
+    }
+    if let Some(nice) = config.nice {
+        builder = builder.nice(nice);
+    }
+    builder.job_size_max(crate::limits::JOB_SIZE_MAX)
 }
 
 /// What is written when all is done, and what is said there of the run.
@@ -109,116 +159,6 @@ struct Files {
     origin_ns: u64,
 }
 
-/// Where results go.
-struct Sink {
-    terminator: u8,
-    streams: Streams,
-    report: Report,
-    order: Option<Reorder>,
-    tally: Tally,
-    /// Knows of jobs that are not done only what is told here.
-    recording: Option<Recording>,
-}
-
-impl Sink {
-    /// Takes the outcome of one job; numbers count from 1.
-    #[inline]
-    fn deliver(&mut self, number: u64, outcome: &Outcome<&[u8]>) {
-        if let (Outcome::Done(body), None) = (outcome, &self.order) {
-            self.tally.done += 1;
-            self.streams.push_result(body, self.terminator);
-        } else {
-            self.deliver_with_care(number, outcome);
-        }
-    }
-
-    /// As [`Sink::deliver`], for results that are to be put in order and jobs that were not done.
-    #[inline(never)]
-    fn deliver_with_care(&mut self, number: u64, outcome: &Outcome<&[u8]>) {
-        self.tally.count(outcome);
-        let body = match outcome {
-            Outcome::Done(body) => Some(*body),
-            _ => {
-                if let Some(recording) = &mut self.recording {
-                    recording.outcome(number, outcome);
-                }
-                self.report.unsuccessful(&mut self.streams, number, outcome);
-                None
-            }
-        };
-        if let Some(order) = &mut self.order {
-            let (streams, terminator) = (&mut self.streams, self.terminator);
-            order.insert(number - 1, body, |_, body| {
-                if let Some(body) = body {
-                    streams.push_result(body, terminator);
-                }
-            });
-        } else if let Some(body) = body {
-            self.streams.push_result(body, self.terminator);
-        }
-    }
-
-    /// Submits one job, if its result may come now and the pool has room.
-    #[inline]
-    fn submit(&self, bulk: &mut Bulk<'_>, number: u64, body: &[u8]) -> Result<(), Fed> {
-        if !self.admits(number) {
-            return Err(Fed::Full);
-        }
-        match bulk.try_submit(body, number) {
-            Ok(()) => Ok(()),
-            Err(TrySubmitError::Full(_)) => Err(Fed::Full),
-            // Nobody drains this pool before its input is over.
-            Err(TrySubmitError::Draining(_)) => Err(Fed::Over),
-        }
-    }
-
-    #[inline]
-    fn admits(&self, number: u64) -> bool {
-        self.order.as_ref().is_none_or(|order| order.admits(number - 1))
-    }
-
-    /// One line of ours.
-    fn say(&mut self, text: std::fmt::Arguments<'_>) {
-        self.report.say(&mut self.streams, text);
-    }
-}
-
-/// How many jobs may be unfinished: about what gets done in a tenth of a second.
-///
-/// More would not be faster, and all of it has to be finished after a signal. The number doubles while a whole window
-/// is done sooner and halves when it takes longer.
-struct Window {
-    limit: usize,
-    limit_min: usize,
-    done: usize,
-    since: Instant,
-}
-
-impl Window {
-    const FAST: Duration = Duration::from_millis(50);
-    const SLOW: Duration = Duration::from_millis(200);
-
-    fn new(workers: usize, now: Instant) -> Self {
-        let limit_min = workers.saturating_mul(UNFINISHED_PER_WORKER).min(UNFINISHED_MAX);
-        Self { limit: limit_min, limit_min, done: 0, since: now }
-    }
-
-    fn done(&mut self, count: usize, now: Instant) {
-        self.done += count;
-        if self.done < self.limit {
-            return;
-        }
-        let took = now.duration_since(self.since);
-        if took < Self::FAST {
-            self.limit = (self.limit * 2).min(UNFINISHED_MAX);
-        } else if took > Self::SLOW {
-            self.limit = (self.limit / 2).max(self.limit_min);
-        }
-        self.done = 0;
-        self.since = now;
-    }
-}
-
 /// Why a turn submits no more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Fed {
@@ -226,6 +166,8 @@ enum Fed {
     Full,
     /// The input has nothing now.
     Starved,
+    /// The input has more, but others have their turn first.
+    More,
     /// The input is over, or no longer wanted.
     Over,
 }
@@ -253,6 +195,11 @@ struct Run {
     signal: Option<i32>,
     next_signal_check: Instant,
     is_killed: bool,
+    /// Of the whole run.
+    deadline: Option<Deadline>,
+    is_halted: bool,
+    /// Whether the deadline has passed.
+    is_late: bool,
     /// Whether the exit code is to be 2, though the loop went to its end.
     has_trouble: bool,
 }
@@ -269,10 +216,11 @@ impl Run {
         loop {
             let fed = self.feed()?;
             let mut delivered = self.take(Duration::ZERO)?;
-            if delivered == 0 && fed != Fed::Starved && self.unfinished > 0 {
-                self.sink.streams.flush();
+            if delivered == 0 && matches!(fed, Fed::Full | Fed::Over) && self.unfinished > 0 {
+                self.sink.flush();
                 delivered = self.take(POOL_WAIT)?;
             }
+            self.sink.flush_if_due();
             let now = Instant::now();
             self.window.done(delivered, now);
             let Sink { streams, report, tally, .. } = &mut self.sink;
@@ -280,17 +228,23 @@ impl Run {
             if self.sink.streams.error().is_some() {
                 return Ok(End::OutputClosed);
             }
+            if self.check_failures() {
+                // What is wanted has changed: look again before any sleep.
+                continue;
+            }
             if fed == Fed::Over && self.unfinished == 0 {
                 return Ok(End::Complete);
             }
             if now >= self.next_signal_check {
                 self.next_signal_check = now + SIGNAL_PERIOD;
                 if self.check_signals()? {
-                    // What is wanted has changed: look again before any sleep.
                     continue;
                 }
             }
-            if delivered == 0 {
+            if self.check_deadline(now) {
+                continue;
+            }
+            if delivered == 0 && fed != Fed::More {
                 self.sleep(fed)?;
             }
         }
@@ -300,46 +254,53 @@ impl Run {
     fn feed(&mut self) -> Result<Fed, Fatal> {
         while self.is_input_wanted {
             // Nothing in the loop over records at hand changes these two.
-            if self.unfinished >= self.window.limit || self.sink.streams.is_stalled() {
+            if self.unfinished >= self.window.limit || self.sink.is_stalled() {
                 return Ok(Fed::Full);
             }
             if let Some(fed) = self.submit_records() {
                 return Ok(fed);
             }
-            let number = self.sink.tally.jobs + 1;
+            let number = self.sink.records() + 1;
             match self.input.peek() {
                 // The last one, without a terminator, or one that was refused before.
-                Next::Record(body) => match self.sink.submit(&mut self.pool.bulk(self.handler), number, body) {
-                    Ok(()) => self.unfinished += 1,
+                Next::Record(body) => match self.sink.begin(&mut self.pool.bulk(self.handler), number, body) {
+                    Ok(Begun::Started) => {
+                        self.unfinished += 1;
+                        self.sink.tally.jobs += 1;
+                    }
+                    Ok(Begun::Skipped) => {}
                     Err(fed) => return Ok(fed),
                 },
-                Next::TooLarge(size) => {
-                    if !self.sink.admits(number) {
-                        return Ok(Fed::Full);
-                    }
-                    let limit = crate::limits::JOB_SIZE_MAX as u64;
-                    let outcome = Outcome::Rejected { reason: Reason::TooLarge { size, limit } };
-                    self.sink.deliver(number, &outcome);
-                }
+                Next::TooLarge(size) => match self.sink.begin_too_large(number, size) {
+                    Ok(()) => {}
+                    Err(fed) => return Ok(fed),
+                },
                 Next::Unknown => {
                     if !self.read()? {
                         return Ok(Fed::Starved);
+                    }
+                    if self.sink.resume.is_some() {
+                        // Records that are passed over fill no window: nothing else would end this loop.
+                        return Ok(Fed::More);
                     }
                     continue;
                 }
                 Next::End => {
                     self.is_input_wanted = false;
+                    self.sink.check_end();
                     break;
                 }
             }
             self.input.consume();
-            self.sink.tally.jobs += 1;
         }
         Ok(Fed::Over)
     }
 
     /// Submits the whole records that are at hand. Returns why it stopped before their end.
     fn submit_records(&mut self) -> Option<Fed> {
+        if !self.sink.has_plain_records() {
+            return self.submit_records_with_care();
+        }
         let Self { pool, handler, input, unfinished, window, sink, .. } = self;
         let mut bulk = pool.bulk(*handler);
         let first = sink.tally.jobs + 1;
@@ -354,6 +315,29 @@ impl Run {
         let taken = number - first;
         sink.tally.jobs += taken;
         *unfinished += taken as usize;
+        stopped
+    }
+
+    /// As [`Run::submit_records`], for records that are not plain.
+    fn submit_records_with_care(&mut self) -> Option<Fed> {
+        let Self { pool, handler, input, unfinished, window, sink, .. } = self;
+        let mut bulk = pool.bulk(*handler);
+        let mut stopped = None;
+        input.take_records(|body| {
+            let begun = match *unfinished < window.limit {
+                true => sink.begin(&mut bulk, sink.records() + 1, body),
+                false => Err(Fed::Full),
+            };
+            match begun {
+                Ok(Begun::Started) => {
+                    sink.tally.jobs += 1;
+                    *unfinished += 1;
+                }
+                Ok(Begun::Skipped) => {}
+                Err(fed) => stopped = Some(fed),
+            }
+            stopped.is_none()
+        });
         stopped
     }
 
@@ -386,6 +370,10 @@ impl Run {
         let mut has_any = false;
         while let Some(signal) = self.signals.next_signal().map_err(fatal)? {
             has_any = true;
+            if signal == SIGTSTP {
+                self.suspend()?;
+                continue;
+            }
             let name = sys::signal_name(signal).unwrap_or("signal");
             if self.signal.replace(signal).is_none() {
                 self.is_input_wanted = false;
@@ -403,13 +391,20 @@ impl Run {
 
     /// Sleeps until anything happens.
     fn sleep(&mut self, fed: Fed) -> Result<(), Fatal> {
-        self.sink.streams.flush();
+        let was_stalled = self.sink.is_stalled();
+        self.sink.flush();
+        if was_stalled && !self.sink.is_stalled() && fed == Fed::Full {
+            // There is room again, and nothing more has to happen.
+            return Ok(());
+        }
         let mut fds = Vec::with_capacity(5);
         fds.push(PollFd::new(self.pool.as_fd(), Interest::READ));
         if fed == Fed::Starved && self.is_input_wanted {
             fds.push(PollFd::new(self.input.fd(), Interest::READ));
         }
-        wait(fds, &self.signals, &self.sink.streams, self.sink.report.progress_period()).map_err(fatal)?;
+        let until_deadline = self.deadline.map(|deadline| deadline.at.saturating_duration_since(Instant::now()));
+        let timeout = self.sink.report.progress_period().into_iter().chain(until_deadline).min();
+        wait(fds, &self.signals, &self.sink, timeout).map_err(fatal)?;
         // Whatever it was, it may have been a signal.
         self.next_signal_check = Instant::now();
         Ok(())
@@ -427,6 +422,7 @@ impl Run {
         let numbers = StatsJson {
             tally: self.sink.tally,
             pool: self.pool.stats().into(),
+            skipped: self.sink.skipped,
             workers,
             wall_s,
             jobs_per_s: if wall_s > 0.0 { self.sink.tally.jobs as f64 / wall_s } else { 0.0 },
@@ -436,7 +432,7 @@ impl Run {
             self.has_trouble = true;
         }
         // The last results go out while the children end. They end before we do, however we do.
-        self.sink.streams.flush();
+        self.sink.flush();
         drop(self.pool);
         if let (Some(file), Some(recording)) = (files.trace, self.sink.recording.take()) {
             let title = format!("seqpool run {}", files.handler);
@@ -452,7 +448,10 @@ impl Run {
             }
         }
 
-        let signal = settle(&mut self.sink.streams, &self.signals, self.signal, self.is_killed)?;
+        let signal = settle(&mut self.sink, &self.signals, self.signal, self.is_killed || self.is_late)?;
+        if self.is_late && !self.sink.is_settled() {
+            print_lines("the reader of standard output did not take all results before the deadline");
+        }
         if let Some(error) = self.sink.streams.error() {
             if error.kind() == ErrorKind::BrokenPipe {
                 sys::die_by_signal(SIGPIPE);
@@ -462,6 +461,8 @@ impl Run {
         }
         Ok(match signal {
             Some(signal) => EXIT_SIGNAL + signal as u8,
+            None if self.is_late => EXIT_DEADLINE,
+            None if self.is_halted => EXIT_HALTED,
             None if self.has_trouble => EXIT_USAGE,
             None if self.sink.tally.unsuccessful() > 0 => EXIT_UNSUCCESSFUL,
             None => EXIT_DONE,
@@ -482,82 +483,4 @@ fn no_pool(error: &crate::Error) -> Fatal {
 
 fn fatal(error: OsError) -> Fatal {
     Fatal(error.to_string())
-}
-
-/// Sleeps until one of these descriptors, a signal or a writer of ours has something.
-fn wait<'a>(
-    mut fds: Vec<PollFd<'a>>,
-    signals: &'a SignalFd,
-    streams: &'a Streams,
-    timeout: Option<Duration>,
-) -> Result<(), OsError> {
-    fds.push(PollFd::new(signals.as_fd(), Interest::READ));
-    fds.extend(streams.wake_fds().map(|fd| PollFd::new(fd, Interest::READ)));
-    Linux.poll(&mut fds, timeout.map(|t| t.as_nanos() as u64))?;
-    // A write that ends after this wakes the next wait; one that ended before is seen by the flush before that wait.
-    streams.clear_wakes()
-}
-
-/// Waits until all that can be written is written. Returns the last signal.
-///
-/// A reader may take its time, but not against a second signal. Lines for people do not hold up an end by a closed
-/// pipe or a kill.
-fn settle(
-    streams: &mut Streams,
-    signals: &SignalFd,
-    mut signal: Option<i32>,
-    is_killed: bool,
-) -> Result<Option<i32>, Fatal> {
-    let is_hurried = is_killed || streams.error().is_some();
-    let give_up = is_hurried.then(|| Instant::now() + LAST_LINES_WAIT);
-    loop {
-        let was_settled = streams.is_settled();
-        // Also picks up the error of the last write.
-        streams.flush();
-        if was_settled {
-            return Ok(signal);
-        }
-        // The last write ended just now, and its wake may have been taken before: nothing would end a wait.
-        if streams.is_settled() {
-            continue;
-        }
-        let left = give_up.map(|at| at.saturating_duration_since(Instant::now()));
-        if left == Some(Duration::ZERO) {
-            return Ok(signal);
-        }
-        wait(Vec::with_capacity(3), signals, streams, left).map_err(fatal)?;
-        while let Some(next) = signals.next_signal().map_err(fatal)? {
-            if signal.replace(next).is_some() {
-                return Ok(signal);
-            }
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_window_follows_the_pace() {
-        let start = Instant::now();
-        let at = |ms: u64| start + Duration::from_millis(ms);
-        let mut window = Window::new(2, start);
-        assert_eq!(window.limit, 8);
-        // Nothing is decided before a whole window is done.
-        window.done(7, at(1));
-        assert_eq!(window.limit, 8);
-        window.done(1, at(1));
-        assert_eq!(window.limit, 16, "a whole window within a millisecond");
-        window.done(16, at(101));
-        assert_eq!(window.limit, 16, "about a tenth of a second: right");
-        window.done(16, at(1000));
-        assert_eq!(window.limit, 8);
-        window.done(8, at(9000));
-        assert_eq!(window.limit, 8, "never below what keeps the workers busy");
-        for _ in 0..100 {
-            window.done(window.limit, at(9000));
-        }
-        assert_eq!(window.limit, UNFINISHED_MAX);
-    }
 }

@@ -729,6 +729,16 @@ impl<S: Sys> Engine<S> {
                 }
             }
         }
+        self.cancel_waiting(why);
+    }
+
+    /// Cancels what has not started, wherever it is.
+    pub(super) fn cancel_unstarted(&mut self, why: &str) {
+        self.reclaim_all();
+        self.cancel_waiting(why);
+    }
+
+    fn cancel_waiting(&mut self, why: &str) {
         let all: Vec<_> = self.table.jobs().collect();
         self.finish_waiting(&all, &Outcome::Cancelled { why: why.to_owned() });
     }

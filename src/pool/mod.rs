@@ -12,6 +12,7 @@ mod iter;
 mod job;
 mod journal;
 mod lane;
+mod pause;
 mod place;
 mod quarantine;
 mod receipt;
@@ -201,8 +202,22 @@ impl<S: Sys> Pool<S> {
 
     /// Cancels every outstanding job; workers in the midst of one are killed. The outcomes still come.
     pub fn kill_all(&mut self) {
+        self.cancel_all("the pool was told to stop");
+    }
+
+    /// As [`Pool::kill_all`]; `why` stands in the outcomes.
+    pub fn cancel_all(&mut self, why: &str) {
         let engine = self.engine_mut();
-        engine.cancel_all("the pool was told to stop");
+        engine.cancel_all(why);
+        // As in `cancel`.
+        let _ = engine.settle();
+    }
+
+    /// Cancels every outstanding job that has not started; those that run go on. The outcomes still come.
+    pub fn cancel_unstarted(&mut self, why: &str) {
+        let engine = self.engine_mut();
+        engine.cancel_unstarted(why);
+        // As in `cancel`.
         let _ = engine.settle();
     }
 

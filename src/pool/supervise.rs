@@ -277,7 +277,7 @@ impl<S: Sys> Engine<S> {
     }
 
     /// Sends a worker and its group a signal.
-    fn signal_worker(&mut self, slot: usize, signal: i32) {
+    pub(super) fn signal_worker(&mut self, slot: usize, signal: i32) {
         let s = &self.slots[slot];
         let command = Command::Signal { slot: slot as u32, generation: s.generation, signal };
         match (&mut self.nursery, s.pid) {

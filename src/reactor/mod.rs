@@ -333,6 +333,13 @@ impl<S: Sys> Reactor<S> {
         self.timers.cancel(id)
     }
 
+    /// Moves every deadline, as if so much time had not passed. O(n).
+    ///
+    /// Units: nanoseconds.
+    pub fn postpone_timers(&mut self, by_ns: u64) {
+        self.timers.postpone(by_ns);
+    }
+
     /// Takes the earliest timer that is due, and gives its data. O(log n).
     ///
     /// Units: nanoseconds.

@@ -125,6 +125,16 @@ impl Timers {
         Some(data)
     }
 
+    /// Moves every deadline, as if so much time had not passed. O(n).
+    ///
+    /// Units: nanoseconds.
+    pub fn postpone(&mut self, by_ns: u64) {
+        // All by the same, so that the order stays. Those that reach the end of time never expire anyway.
+        for node in &mut self.heap {
+            node.deadline_ns = node.deadline_ns.saturating_add(by_ns);
+        }
+    }
+
     /// The earliest deadline.
     ///
     /// Units: nanoseconds.
@@ -196,6 +206,7 @@ mod tests {
         Set(u64),
         Cancel(usize),
         Expire(u64),
+        Postpone(u64),
     }
 
     fn op() -> impl Strategy<Value = Op> {
@@ -204,6 +215,7 @@ mod tests {
             5 => (0u64..40).prop_map(Op::Set),
             3 => (0usize..1000).prop_map(Op::Cancel),
             2 => (0u64..45).prop_map(Op::Expire),
+            1 => (0u64..20).prop_map(Op::Postpone),
         ]
     }
 
@@ -237,6 +249,10 @@ mod tests {
                         prop_assert_eq!(timers.cancel(id), at.is_some());
                         at.map(|at| naive.remove(at));
                     },
+                    Op::Postpone(by) => {
+                        timers.postpone(by);
+                        naive.iter_mut().for_each(|(deadline, _)| *deadline += by);
+                    }
                     Op::Expire(now) => loop {
                         // min_by_key gives the first of equals: the one set first.
                         let at = (0..naive.len()).filter(|&i| naive[i].0 <= now).min_by_key(|&i| naive[i].0);

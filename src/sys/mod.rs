@@ -50,7 +50,7 @@ pub(crate) use cli::*;
 pub(crate) use memory::SharedCounters;
 pub(crate) use process::*;
 #[cfg(feature = "cli")]
-pub(crate) use signal::{block_all, die_by_signal};
+pub(crate) use signal::{block_all, die_by_signal, stop_by};
 pub(crate) use signal::{raise_default, reset_signals, signal_name, unblock_signals};
 #[cfg(feature = "cli")]
 pub(crate) use socket::{ListenerAddress, connect, listen};

@@ -98,6 +98,18 @@ pub(crate) fn block_all() {
     let _ = ns::SigSet::all().thread_block();
 }
 
+/// Stops this process as `signal`, one of those for it, does by default, and returns when it has been continued. At once
+/// where the kernel discards such signals: in a process group without a shell that could continue it.
+///
+/// The calling thread, like all others, blocks the signal before and after.
+#[cfg(feature = "cli")]
+pub(crate) fn stop_by(signal: i32) -> OsResult<()> {
+    let set = SignalSet::of(&[signal]);
+    kill(super::own_pid(), signal)?;
+    retry_nix("sigprocmask", || set.0.thread_unblock())?;
+    retry_nix("sigprocmask", || set.0.thread_block())
+}
+
 /// Ends this process by `signal`, flushing nothing: what a shell reports as 128 + n.
 #[cfg(feature = "cli")]
 pub(crate) fn die_by_signal(signal: i32) -> ! {
