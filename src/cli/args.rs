@@ -36,6 +36,7 @@ Exit codes:
   1      some jobs were not: one line each on standard error says why
   2      wrong usage, or the pool could not start or go on
   3      ended by --halt
+  5      jobs were quarantined: they crashed their workers in spite of --retries, or at all with --quarantine
   124    ended by --deadline
   128+n  ended by signal n: the first INT or TERM lets jobs in flight finish,
          the second ends them at once
@@ -91,6 +92,18 @@ Examples:
   seqpool study --supply queue --svg study.svg --html study.html
   seqpool study waits --json waits.json";
 
+const REPLAY: &str = "\
+Exit codes:
+  0      the job is done; its result is on standard output
+  1      it failed: one line on standard error says why
+  2      wrong usage, or the file is no capsule
+  128+n  it crashed: this process ended by signal n
+
+Examples:
+  seqpool replay quarantine/job-2.capsule
+  gdb --args seqpool replay quarantine/job-2.capsule
+  head -n 1 quarantine/job-2.capsule | jq";
+
 /// A crash-proof process pool: runs each record of its input as a job in forked workers.
 #[derive(Debug, Parser)]
 #[command(
@@ -132,6 +145,21 @@ pub(crate) enum Command {
     /// worker. Draws what a model predicts and what happened in the same letters, and says what follows.
     #[command(display_name = "seqpool", after_help = STUDY, args_conflicts_with_subcommands = true)]
     Study(StudyArgs),
+
+    /// Run a quarantined job again, in one process, fit for a debugger
+    ///
+    /// Reads a capsule that `seqpool run --quarantine` has written and runs its job in this process, without workers:
+    /// what crashed its worker crashes this process, and a debugger that runs it shows where.
+    #[command(display_name = "seqpool", after_help = REPLAY)]
+    Replay(ReplayArgs),
+}
+
+/// The options of `seqpool replay`.
+#[derive(Debug, Args)]
+pub(crate) struct ReplayArgs {
+    /// The capsule
+    #[arg(value_name = "FILE")]
+    pub(crate) file: PathBuf,
 }
 
 /// The options of `seqpool study`.
@@ -342,6 +370,14 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "DUR", value_parser = parse_duration)]
     pub(crate) timeout: Option<Duration>,
 
+    /// Try a job that failed, crashed or timed out up to N more times
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(..=i64::from(crate::limits::RETRIES_MAX)))]
+    pub(crate) retries: Option<u32>,
+
+    /// Keep each job that crashes its worker for the last time in DIR, to be run again by `seqpool replay`
+    #[arg(long, value_name = "DIR")]
+    pub(crate) quarantine: Option<PathBuf>,
+
     /// Replace each worker after it has done N jobs, for handlers that leak
     #[arg(long, value_name = "N", value_parser = parse_jobs)]
     pub(crate) max_jobs_per_worker: Option<usize>,
@@ -378,6 +414,15 @@ pub(crate) struct RunArgs {
     /// Tell the system's log, too, of jobs that failed, crashed or timed out
     #[arg(long)]
     pub(crate) syslog: bool,
+
+    /// Let the workers of so many jobs kill themselves, hang or exit, such as kill=1%,stall=0.1%; to see that the others do
+    /// not notice
+    #[arg(long, value_name = "kill=P%,stall=P%,exit=P%", value_parser = super::chaos::parse)]
+    pub(crate) chaos: Option<super::chaos::Shares>,
+
+    /// Which jobs --chaos strikes is drawn by this and their numbers
+    #[arg(long, value_name = "N", default_value_t = 0, requires = "chaos")]
+    pub(crate) seed: u64,
 
     /// Nice value of the workers, from -20 to 19
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(i32).range(-20..=19), allow_negative_numbers = true)]

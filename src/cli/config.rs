@@ -1,13 +1,14 @@
 //! Arguments checked: what can be wrong is found here, before any process is forked.
 
 use super::args::RunArgs;
+use super::capsule::Quarantine;
 use super::handlers;
 use super::input::Input;
 use super::report::{Fatal, StatsFile, plain_error};
 use super::run::{Halt, JoblogFile, Resume};
-use crate::TransportKind;
 use crate::pool::default_workers;
 use crate::sys;
+use crate::{Chaos, TransportKind};
 use std::fs::File;
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
@@ -23,6 +24,9 @@ pub(crate) struct Config {
     pub(crate) terminator: u8,
     pub(crate) input: Input,
     pub(crate) timeout: Option<Duration>,
+    pub(crate) retries: Option<u32>,
+    pub(crate) quarantine: Option<Quarantine>,
+    pub(crate) chaos: Option<Chaos>,
     pub(crate) max_jobs_per_worker: Option<usize>,
     pub(crate) nice: Option<i32>,
     pub(crate) transport: TransportKind,
@@ -55,6 +59,11 @@ impl Config {
         }
         if args.timeout == Some(Duration::ZERO) {
             return Err(Fatal("--timeout 0: no job could finish: give a longer time, or leave it out for none".into()));
+        }
+        if args.chaos.is_some_and(|shares| shares.stalls()) && args.timeout.is_none() {
+            return Err(Fatal(
+                "--chaos stall: a job that hangs ends by its timeout only: give --timeout DUR too".into(),
+            ));
         }
         if args.max_jobs_per_worker == Some(0) {
             return Err(Fatal(
@@ -105,6 +114,10 @@ impl Config {
             terminator,
             input: Input::new(input, terminator, crate::limits::JOB_SIZE_MAX),
             timeout: args.timeout,
+            retries: args.retries,
+            // Like all other files: none by a dry run.
+            quarantine: args.quarantine.filter(|_| !args.dry_run).map(Quarantine::open).transpose()?,
+            chaos: args.chaos.map(|shares| shares.with_seed(args.seed)),
             max_jobs_per_worker: args.max_jobs_per_worker,
             nice: args.nice,
             transport: args.transport,

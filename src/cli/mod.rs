@@ -2,19 +2,22 @@
 //!
 //! Arguments as typed (`args`) become a checked configuration (`config`), which `run` carries out: records come from
 //! `input`, are jobs of `handlers` in the pool, and leave through `output` and `report`; `trace` records them. `bench`
-//! measures the pool; `study` compares two kinds of server.
+//! measures the pool; `study` compares two kinds of server; `replay` runs again what `capsule` has kept.
 //!
 //! The contract is one of exit codes and lines: see `report` for what standard error looks like. No thread is
 //! started before the pool has forked.
 
 mod args;
 pub mod bench;
+mod capsule;
+mod chaos;
 mod config;
 mod figures;
 mod handlers;
 mod input;
 mod machine;
 mod output;
+mod replay;
 mod report;
 mod run;
 pub mod study;
@@ -33,6 +36,7 @@ pub fn main() -> ExitCode {
         }
         Ok(args::Cli { command: args::Command::Bench(args) }) => exit_code(bench::run(args)),
         Ok(args::Cli { command: args::Command::Study(args) }) => exit_code(study::run(args)),
+        Ok(args::Cli { command: args::Command::Replay(args) }) => exit_code(replay::run(args)),
         Err(error) => usage_error(error),
     };
     ExitCode::from(code)

@@ -22,6 +22,8 @@ pub(crate) const EXIT_UNSUCCESSFUL: u8 = 1;
 pub(crate) const EXIT_USAGE: u8 = 2;
 /// Halted by `--halt`.
 pub(crate) const EXIT_HALTED: u8 = 3;
+/// Jobs were quarantined.
+pub(crate) const EXIT_QUARANTINED: u8 = 5;
 /// The deadline of the whole run has passed.
 pub(crate) const EXIT_DEADLINE: u8 = 124;
 /// Ended by a signal: this plus its number.
@@ -239,6 +241,13 @@ pub(crate) struct PoolJson {
     reclaims: u64,
     reclaimed_jobs: u64,
     salvaged: u64,
+    retries: u64,
+    quarantined: u64,
+    /// How long handlers ran, and what CPU time they used, where jobs have receipts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    run_s: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cpu_s: Option<f64>,
     packets_sent: u64,
     packets_received: u64,
     hostile: u64,
@@ -252,6 +261,10 @@ impl From<Stats> for PoolJson {
             reclaims: stats.reclaims,
             reclaimed_jobs: stats.reclaimed_jobs,
             salvaged: stats.salvaged,
+            retries: stats.retries,
+            quarantined: stats.quarantined,
+            run_s: (stats.run_us > 0).then_some(stats.run_us as f64 / 1e6),
+            cpu_s: (stats.run_us > 0).then_some(stats.cpu_us as f64 / 1e6),
             packets_sent: stats.packets_sent,
             packets_received: stats.packets_received,
             hostile: stats.hostile,

@@ -8,6 +8,7 @@ mod dry_run;
 mod halt;
 mod joblog;
 mod kept;
+mod quarantine;
 mod resume;
 mod sink;
 mod stop;
@@ -19,13 +20,14 @@ pub(crate) use halt::Halt;
 pub(crate) use joblog::JoblogFile;
 pub(crate) use resume::Resume;
 
+use super::capsule::Quarantine;
 use super::config::{Config, standard};
 use super::handlers;
 use super::input::{Input, Next};
 use super::output::Streams;
 use super::report::{
-    EXIT_DEADLINE, EXIT_DONE, EXIT_HALTED, EXIT_SIGNAL, EXIT_UNSUCCESSFUL, EXIT_USAGE, Fatal, Report, StatsFile,
-    StatsJson, Tally, plain_error, print_lines,
+    EXIT_DEADLINE, EXIT_DONE, EXIT_HALTED, EXIT_QUARANTINED, EXIT_SIGNAL, EXIT_UNSUCCESSFUL, EXIT_USAGE, Fatal, Report,
+    StatsFile, StatsJson, Tally, plain_error, print_lines,
 };
 use super::trace::{self, Written};
 use crate::order::Reorder;
@@ -73,6 +75,14 @@ pub(crate) fn run(config: Config) -> Result<u8, Fatal> {
     let origin_ns = Linux.now_ns();
     let (record, recording) = config.trace.as_ref().map(|_| trace::record(trace::MARKS_MAX)).unzip();
     let (note_times, clock) = config.joblog.as_ref().map(|_| times::record(config.workers)).unzip();
+    let (keep, trouble) = config.quarantine.clone().map(quarantine::hook).unzip();
+    let builder = |config: &Config| {
+        let builder = builder(config);
+        match keep {
+            Some(keep) => builder.on_quarantine(keep).quarantine_all(true),
+            None => builder,
+        }
+    };
     let builder = match (record, note_times) {
         (Some(mut record), Some(mut note_times)) => builder(&config).on_event(move |event| {
             record(event);
@@ -104,6 +114,7 @@ pub(crate) fn run(config: Config) -> Result<u8, Fatal> {
         halt: config.halt,
         is_halt_due: false,
         syslog: None,
+        trouble,
         skipped: 0,
         refusal: None,
         tagged: Vec::new(),
@@ -131,7 +142,13 @@ pub(crate) fn run(config: Config) -> Result<u8, Fatal> {
         has_trouble: false,
     };
     let end = run.work();
-    let files = Files { stats: config.stats, trace: config.trace, handler: config.handler, origin_ns };
+    let files = Files {
+        stats: config.stats,
+        trace: config.trace,
+        quarantine: config.quarantine,
+        handler: config.handler,
+        origin_ns,
+    };
     run.finish(end, files, config.workers, started)
 }
 
@@ -147,6 +164,14 @@ fn builder(config: &Config) -> Builder {
     if let Some(nice) = config.nice {
         builder = builder.nice(nice);
     }
+    if let Some(retries) = config.retries {
+        builder = builder.retries(retries);
+    }
+    if let Some(chaos) = config.chaos {
+        builder = builder.chaos(chaos);
+    }
+    // What a job cost stands in a joblog that has room for it.
+    builder = builder.receipts(config.joblog.as_ref().is_some_and(JoblogFile::has_room_for_receipts));
     builder.job_size_max(crate::limits::JOB_SIZE_MAX)
 }
 
@@ -154,6 +179,7 @@ fn builder(config: &Config) -> Builder {
 struct Files {
     stats: Option<StatsFile>,
     trace: Option<StatsFile>,
+    quarantine: Option<Quarantine>,
     handler: String,
     /// When the run began. Units: nanoseconds of the monotonic clock.
     origin_ns: u64,
@@ -359,7 +385,7 @@ impl Run {
         let sink = &mut self.sink;
         let delivered = self
             .pool
-            .poll(Some(wait), |completion, _| sink.deliver(completion.tag, &completion.outcome))
+            .poll(Some(wait), |completion, _| sink.deliver(completion.tag, &completion))
             .map_err(|e| Fatal(format!("the pool cannot go on: {e}")))?;
         self.unfinished = self.unfinished.saturating_sub(delivered);
         Ok(delivered)
@@ -418,6 +444,16 @@ impl Run {
             self.sink.say(format_args!("{message}; {} jobs have no outcome", self.unfinished));
             self.has_trouble = true;
         }
+        let quarantined = self.pool.stats().quarantined;
+        if quarantined > 0 {
+            let jobs = if quarantined == 1 { "1 job is".to_owned() } else { format!("{quarantined} jobs are") };
+            match &files.quarantine {
+                Some(to) => self.sink.say(format_args!("{jobs} quarantined in {}: see seqpool replay", to.folder())),
+                None => self
+                    .sink
+                    .say(format_args!("{jobs} quarantined: --quarantine DIR keeps what is needed to run them again")),
+            }
+        }
         let wall_s = started.elapsed().as_secs_f64();
         let numbers = StatsJson {
             tally: self.sink.tally,
@@ -464,6 +500,7 @@ impl Run {
             None if self.is_late => EXIT_DEADLINE,
             None if self.is_halted => EXIT_HALTED,
             None if self.has_trouble => EXIT_USAGE,
+            None if quarantined > 0 => EXIT_QUARANTINED,
             None if self.sink.tally.unsuccessful() > 0 => EXIT_UNSUCCESSFUL,
             None => EXIT_DONE,
         })

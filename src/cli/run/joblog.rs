@@ -14,7 +14,7 @@ use crate::cli::output::Streams;
 use crate::cli::report::{Fatal, plain_error};
 use crate::limits::JOBLOG_WAITING_SIZE_MAX;
 use crate::sys::{Linux, Sys};
-use crate::{CrashCause, Outcome, Reason};
+use crate::{CrashCause, Outcome, Reason, Receipt};
 use serde::Serialize;
 use std::collections::{HashMap, VecDeque};
 use std::fmt::Write as _;
@@ -53,6 +53,11 @@ pub(crate) struct JoblogFile {
 }
 
 impl JoblogFile {
+    /// Whether lines say what jobs cost.
+    pub(crate) fn has_room_for_receipts(&self) -> bool {
+        self.form == Form::JsonLines
+    }
+
     /// Opens it, and leaves it as it is. What it knows is read if the run `is_resumed`. A dry run gets no joblog.
     pub(crate) fn open(
         path: &Path,
@@ -139,7 +144,15 @@ impl Joblog {
     }
 
     /// Notes how a job ended; its line is written once its result is.
-    pub(super) fn note(&mut self, seq: u64, record: &Record, times: Option<Times>, outcome: &Outcome<&[u8]>) {
+    pub(super) fn note(
+        &mut self,
+        seq: u64,
+        record: &Record,
+        times: Option<Times>,
+        outcome: &Outcome<&[u8]>,
+        attempts: u32,
+        receipt: Option<&Receipt>,
+    ) {
         self.line.clear();
         let Some((exitval, signal)) = exit_of(outcome).filter(|_| !self.is_ended) else { return };
         let now_ns = Linux.now_ns();
@@ -155,6 +168,8 @@ impl Joblog {
             signal,
             command: command(&self.handler, &record.bytes, record.size),
             outcome,
+            attempts,
+            receipt: receipt.map(Cost::of),
         };
         line.write(self.form, &mut self.line);
         if let Some(held) = &mut self.held {
@@ -223,6 +238,41 @@ struct Line<'a> {
     command: String,
     #[serde(serialize_with = "as_text")]
     outcome: &'a Outcome<&'a [u8]>,
+    attempts: u32,
+    #[serde(flatten)]
+    receipt: Option<Cost>,
+}
+
+/// A receipt as it stands in a line. Units: seconds, KiB.
+#[derive(Serialize)]
+struct Cost {
+    queue_wait: f64,
+    transfer: Option<f64>,
+    user: Option<f64>,
+    system: Option<f64>,
+    /// The worker's peak so far.
+    max_rss_kib: Option<u64>,
+    minor_faults: Option<u64>,
+    major_faults: Option<u64>,
+    voluntary_switches: Option<u64>,
+    involuntary_switches: Option<u64>,
+}
+
+impl Cost {
+    fn of(receipt: &Receipt) -> Self {
+        let usage = receipt.usage;
+        Self {
+            queue_wait: receipt.queue_wait.as_secs_f64(),
+            transfer: receipt.transfer.map(|t| t.as_secs_f64()),
+            user: usage.map(|u| u.user.as_secs_f64()),
+            system: usage.map(|u| u.system.as_secs_f64()),
+            max_rss_kib: usage.map(|u| u.resident_max_kib),
+            minor_faults: usage.map(|u| u.minor_faults),
+            major_faults: usage.map(|u| u.major_faults),
+            voluntary_switches: usage.map(|u| u.voluntary_switches),
+            involuntary_switches: usage.map(|u| u.involuntary_switches),
+        }
+    }
 }
 
 impl Line<'_> {
@@ -340,7 +390,7 @@ mod tests {
         let mut joblog = Joblog::begin(file.unwrap(), "echo", false, &mut streams).unwrap();
         let lines = || std::fs::read_to_string(&path).unwrap().lines().count();
         for seq in 1..=3 {
-            joblog.note(seq, &Record::default(), None, &Outcome::Done(b"xy"));
+            joblog.note(seq, &Record::default(), None, &Outcome::Done(b"xy"), 1, None);
             streams.push_result(b"xy", b'\n');
             joblog.release(seq, streams.results_size());
         }

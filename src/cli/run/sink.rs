@@ -4,6 +4,7 @@ use super::Fed;
 use super::halt::Halt;
 use super::joblog::Joblog;
 use super::kept::{self, Kept};
+use super::quarantine::Trouble;
 use super::resume::Resume;
 use super::syslog::Syslog;
 use super::times::Clock;
@@ -12,7 +13,7 @@ use crate::cli::report::{Report, Tally};
 use crate::cli::trace::Recording;
 use crate::order::Reorder;
 use crate::pool::Bulk;
-use crate::{Outcome, Reason, TrySubmitError};
+use crate::{Completion, Outcome, Reason, TrySubmitError};
 
 /// Memory of a tagged result that is kept for the next. Units: bytes.
 const TAGGED_KEPT_MAX: usize = 1 << 20;
@@ -35,6 +36,8 @@ pub(super) struct Sink {
     /// So much has failed that the run is to end; not yet told.
     pub(super) is_halt_due: bool,
     pub(super) syslog: Option<Syslog>,
+    /// Capsules that could not be written.
+    pub(super) trouble: Option<Trouble>,
     /// Records passed over.
     pub(super) skipped: u64,
     /// Why the input cannot be what it is said to be.
@@ -54,14 +57,14 @@ pub(super) enum Begun {
 impl Sink {
     /// Takes the outcome of one job; numbers count from 1.
     #[inline]
-    pub(super) fn deliver(&mut self, number: u64, outcome: &Outcome<&[u8]>) {
-        if let Outcome::Done(body) = outcome
+    pub(super) fn deliver(&mut self, number: u64, completion: &Completion<'_>) {
+        if let Outcome::Done(body) = &completion.outcome
             && self.has_plain_results()
         {
             self.tally.done += 1;
             self.streams.push_result(body, self.terminator);
         } else {
-            self.deliver_with_care(number, outcome);
+            self.deliver_with_care(number, &completion.outcome, Some(completion));
         }
     }
 
@@ -78,11 +81,12 @@ impl Sink {
 
     /// As [`Sink::deliver`], for all that is not plain, and jobs that were not done.
     #[inline(never)]
-    fn deliver_with_care(&mut self, number: u64, outcome: &Outcome<&[u8]>) {
+    fn deliver_with_care(&mut self, number: u64, outcome: &Outcome<&[u8]>, completion: Option<&Completion<'_>>) {
         self.tally.count(outcome);
         let record = self.kept.as_mut().map(|kept| kept.take(number));
         if let (Some((joblog, clock)), Some(record)) = (&mut self.joblog, &record) {
-            joblog.note(number, record, clock.take(number), outcome);
+            let (attempts, receipt) = completion.map_or((0, None), |c| (c.attempts(), c.receipt()));
+            joblog.note(number, record, clock.take(number), outcome, attempts, receipt);
         }
         let Outcome::Done(body) = outcome else {
             self.not_done(number, outcome);
@@ -103,6 +107,8 @@ impl Sink {
         }
         self.report.unsuccessful(&mut self.streams, number, outcome);
         let problem = self.syslog.as_mut().and_then(|syslog| syslog.log(number, outcome));
+        self.tell(problem);
+        let problem = self.trouble.as_ref().and_then(Trouble::take);
         self.tell(problem);
         // Only a failure can bring a percentage of failures about.
         self.is_halt_due |= self.halt.is_some_and(|halt| halt.is_reached(&self.tally));
@@ -191,7 +197,7 @@ impl Sink {
         }
         self.tally.jobs += 1;
         let limit = crate::limits::JOB_SIZE_MAX as u64;
-        self.deliver(number, &Outcome::Rejected { reason: Reason::TooLarge { size, limit } });
+        self.deliver_with_care(number, &Outcome::Rejected { reason: Reason::TooLarge { size, limit } }, None);
         Ok(())
     }
 

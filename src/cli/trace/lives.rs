@@ -181,6 +181,18 @@ impl Lives {
                 }
                 give(Found::TakenBack { at_ns, slot, job })?;
             }
+            (Step::Retried, Some(slot)) => {
+                if let Some((sent_ns, _)) = life.sent.take() {
+                    // Its worker is gone, and nobody has said when it started.
+                    let free_ns = &mut self.free_ns[usize::from(slot)];
+                    let start_ns = sent_ns.max(*free_ns);
+                    *free_ns = at_ns.max(start_ns);
+                    give(span(Stage::Waiting, Some(slot), sent_ns, start_ns, End::Usual))?;
+                    give(span(Stage::Compute, Some(slot), start_ns, at_ns, End::WorkerGone))?;
+                }
+                // It waits again, as at first.
+                (life.started_ns, life.ended_ns, life.unsent_ns) = (None, None, Some(at_ns));
+            }
             (Step::Delivered, slot) => {
                 let Life { submitted_ns, unsent_ns, sent, .. } = std::mem::take(life);
                 self.open.remove(&job);
