@@ -20,6 +20,8 @@ pub enum ErrorKind {
     },
     /// A setting of the builder that cannot work.
     Config(String),
+    /// This program, executed again by [`crate::Pool::exec_builder`], does not serve as a nursery: why.
+    Nursery(String),
     /// A system call failed.
     Os {
         /// What the pool was doing.
@@ -53,9 +55,10 @@ impl fmt::Display for Error {
         match &self.kind {
             ErrorKind::OtherThreads { count } => write!(
                 f,
-                "cannot fork workers: this process has {count} threads; spawn the pool first, before any other thread starts"
+                "cannot fork workers: this process has {count} threads; spawn the pool first, before any other thread starts, or use Pool::exec_builder"
             ),
             ErrorKind::Config(what) => f.write_str(what),
+            ErrorKind::Nursery(why) => write!(f, "starting the nursery: {why}"),
             ErrorKind::Os { doing, source } => write!(f, "{doing}: {source}"),
             ErrorKind::Undelivered => f.write_str(
                 "the pool is full of outcomes that nobody has taken; take them with poll, then submit again",

@@ -12,7 +12,8 @@
 //! elsewhere; one that started is not run again. Jobs are sent in batches and still timed, moved, cancelled and blamed
 //! one by one (see [`claim`]).
 //!
-//! Begin with [`Pool::builder`]; spawn the pool first, before other threads start and while the process is small:
+//! Begin with [`Pool::builder`]; spawn the pool first, before other threads start and while the process is small. A
+//! program that cannot do that has [`init`] and [`Pool::exec_builder`].
 //!
 //! ```standalone_crate
 //! use seqpool::{Outcome, Pool};
@@ -64,7 +65,7 @@ pub use error::{Error, ErrorKind, TrySubmitError};
 pub use outcome::{Crash, CrashCause, Outcome, Reason};
 pub use pool::{
     Builder, Capsule, Completion, HandlerId, HandlerRef, Job, JobLimits, JobUsage, Pool, Receipt, Stats, Submitter,
-    Ticket,
+    Ticket, init,
 };
 pub use transport::TransportKind;
 pub use worker::{HandlerError, Reply, Request};
@@ -73,3 +74,8 @@ pub use worker::{HandlerError, Reply, Request};
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
 struct Readme;
+
+/// So does what is shown there.
+#[cfg(doctest)]
+#[doc = include_str!("../docs/fork-safety.md")]
+struct ForkSafety;

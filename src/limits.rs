@@ -109,6 +109,17 @@ pub const KILL_TIMEOUT: Duration = Duration::from_secs(5);
 pub const LEAVE_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long `Drop` waits for the nursery to end everything; then it kills the nursery.
 pub const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(5);
+/// A nursery that owes an answer to a command and gives none for this long is killed: it hangs.
+pub const NURSERY_TIMEOUT: Duration = Duration::from_secs(4);
+/// A nursery that is executed has this long to build its handlers and say that it serves.
+pub const NURSERY_START_TIMEOUT: Duration = Duration::from_secs(10);
+/// Nurseries that are started in a row in place of a lost one, until one has brought a result or grown old enough; then
+/// the pool does without.
+pub const NURSERY_STARTS_MAX: u32 = 8;
+/// A nursery that has lived so long had no bad start.
+pub const NURSERY_PROVED_AGE: Duration = Duration::from_secs(2);
+/// A host that looks for an overdue answer this much too late has stood still itself, and so may its nursery.
+pub const NURSERY_LATE_MAX: Duration = Duration::from_secs(1);
 /// Delay before a slot whose worker died before its first finished job is filled again; doubles each time.
 pub const RESPAWN_BACKOFF_MIN: Duration = Duration::from_millis(10);
 /// Longest such delay.
@@ -174,6 +185,10 @@ const _: () = {
     assert!(WINDOW_NS < STEAL_LATE_NS && STEAL_LATE_NS as u128 <= SLEEP_MAX.as_nanos(), "looked at in time");
     assert!(WINDOW_JOBS_MIN >= 2, "always one more than is running");
     assert!(JOBLOG_RECORD_SIZE_MAX * 16 <= JOBLOG_LINE_SIZE_MAX, "a line that was written can be read, also escaped");
+    assert!(
+        NURSERY_TIMEOUT.as_nanos() < KILL_TIMEOUT.as_nanos(),
+        "no worker is called unkillable for its nursery's fault"
+    );
 };
 
 // ---- reactor (floor 2) ----------------------------------------------------------------------------------------------

@@ -5,16 +5,21 @@
 //! leave behind, and kills it when a worker has ended. It reads nothing but fixed-size commands from its host, and
 //! never touches a slot. When the host is gone it ends everything that it has, then itself.
 //!
+//! Or it is this program, executed again, for hosts that have threads or have grown: [`exec`].
+//!
 //! Host side: [`Nursery`]. Commands and reports are plain records over an inherited socket pair; the descriptors that
 //! a worker needs come with the command that asks for it, so that the host's shortage is the host's error.
 
-use crate::limits::SHUTDOWN_TIMEOUT;
+pub(crate) mod exec;
+
+use crate::limits::{NURSERY_START_TIMEOUT, NURSERY_TIMEOUT, SHUTDOWN_TIMEOUT};
 use crate::slot::SlotFile;
 use crate::sys::{
     self, Exit, ExitReport, Forked, Interest, OsError, OsResult, Passed, Pid, PollFd, Received, Sent, SignalFd,
     SignalSet, Sys, Usage, Wait,
 };
 use crate::worker::{self, EXIT_ORPHAN, EXIT_OS, Handlers};
+use exec::Refusal;
 use std::collections::VecDeque;
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::ManuallyDrop;
@@ -38,15 +43,28 @@ pub(crate) enum Command {
     Signal { slot: u32, generation: u32, signal: i32 },
 }
 
-/// What the nursery reports.
+/// What the nursery reports. Each command is answered by [`Report::Obeyed`], or by what went wrong with it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Report {
-    /// The worker runs.
+    /// The worker runs. Its own first word, so that no job runs in a worker that the host does not know.
     Spawned { slot: u32, generation: u32, pid: Pid },
     /// It could not be forked.
     SpawnFailed { slot: u32, generation: u32, errno: i32 },
+    /// The command has been carried out.
+    Obeyed,
     /// It has ended, its group is killed, and it is reaped.
     Exited { slot: u32, generation: u32, report: ExitReport },
+    /// An executed nursery has built its handlers and serves.
+    Ready,
+    /// An executed nursery does not serve, and ends.
+    Refused(Refusal),
+}
+
+impl Report {
+    /// Whether it answers a command, or the opening.
+    fn is_answer(&self) -> bool {
+        !matches!(self, Report::Spawned { .. } | Report::Exited { .. })
+    }
 }
 
 /// A record is eight little-endian u64 words: kind, slot, generation, then what the kind needs; the rest is zero.
@@ -106,6 +124,12 @@ impl Report {
                 let Usage { user_us, system_us, resident_max_kib } = report.usage;
                 [kind, slot.into(), generation.into(), value as u64, user_us, system_us, resident_max_kib, 0]
             }
+            Report::Obeyed => [5, 0, 0, 0, 0, 0, 0, 0],
+            Report::Ready => [6, 0, 0, 0, 0, 0, 0, 0],
+            Report::Refused(refusal) => {
+                let [code, a, b] = refusal.to_words();
+                [7, code, a, b, 0, 0, 0, 0]
+            }
         })
     }
 
@@ -113,6 +137,12 @@ impl Report {
         let [kind, slot, generation, value, user_us, system_us, resident_max_kib, 0] = to_words(bytes)? else {
             return None;
         };
+        match [kind, slot, generation, value, user_us, system_us, resident_max_kib] {
+            [5, 0, 0, 0, 0, 0, 0] => return Some(Report::Obeyed),
+            [6, 0, 0, 0, 0, 0, 0] => return Some(Report::Ready),
+            [7, code, a, b, 0, 0, 0] => return Refusal::from_words([code, a, b]).map(Report::Refused),
+            _ => {}
+        }
         let slot = u32::try_from(slot).ok()?;
         let generation = u32::try_from(generation).ok()?;
         let value = i32::try_from(value).ok()?;
@@ -144,6 +174,12 @@ pub(crate) struct Nursery<S: Sys> {
     pidfd: OwnedFd,
     /// Commands that the socket had no room for, oldest first; at most four a slot: a stopped host sends no more.
     waiting: VecDeque<(Command, Option<Parcel>)>,
+    /// Answers that it owes, and since when it has given none. Units: nanoseconds.
+    due: usize,
+    due_since_ns: u64,
+    started_ns: u64,
+    /// Executed, and has not said yet that it serves.
+    starting: bool,
 }
 
 /// What travels with a spawn command.
@@ -161,24 +197,26 @@ impl<S: Sys> Nursery<S> {
         sys::flush_stdio();
         match sys.fork()? {
             Forked::Child => {
-                let n = Process::run(sys.clone(), theirs, host, setup);
+                let n = Process::run(sys.clone(), theirs, host, setup, VecDeque::new());
                 sys::exit_now(if n.is_ok() { 0 } else { EXIT_OS })
             }
             Forked::Parent(pid) => {
                 // Also done by the nursery itself; whoever is first, a Ctrl-C right now must not reach it.
                 match sys::set_group(pid).and_then(|()| sys.pidfd_open(pid)) {
-                    Ok(pidfd) => Ok(Self { sys: sys.clone(), socket, pid, pidfd, waiting: VecDeque::new() }),
+                    Ok(pidfd) => Ok(Self::new(sys.clone(), socket, pid, pidfd)),
                     Err(error) => {
-                        // Nothing has been asked of it yet: it can go at once.
-                        let _ = sys.kill(pid, SIGKILL);
-                        while let Ok(None) = sys.reap(pid) {
-                            sys.yield_now();
-                        }
+                        discard(sys, pid);
                         Err(error)
                     }
                 }
             }
         }
+    }
+
+    fn new(sys: S, socket: OwnedFd, pid: Pid, pidfd: OwnedFd) -> Self {
+        let started_ns = sys.now_ns();
+        let waiting = VecDeque::new();
+        Self { sys, socket, pid, pidfd, waiting, due: 0, due_since_ns: 0, started_ns, starting: false }
     }
 
     pub(crate) fn socket(&self) -> BorrowedFd<'_> {
@@ -192,7 +230,52 @@ impl<S: Sys> Nursery<S> {
     /// Sends a command, or keeps it until there is room. `false`: the nursery is gone.
     pub(crate) fn command(&mut self, command: Command, parcel: Option<Parcel>) -> OsResult<bool> {
         self.waiting.push_back((command, parcel));
+        self.expect_answer();
         self.flush()
+    }
+
+    fn expect_answer(&mut self) {
+        if self.due == 0 {
+            self.due_since_ns = self.sys.now_ns();
+        }
+        self.due += 1;
+    }
+
+    /// Until when it has to give an answer, if it owes any. Units: nanoseconds.
+    pub(crate) fn answer_due_ns(&self) -> Option<u64> {
+        let limit = if self.starting { NURSERY_START_TIMEOUT } else { NURSERY_TIMEOUT };
+        (self.due > 0).then(|| self.due_since_ns.saturating_add(limit.as_nanos() as u64))
+    }
+
+    /// Whoever should have looked stood still: the nursery may have, too, and has its time again.
+    pub(crate) fn grant_time(&mut self) {
+        self.due_since_ns = self.sys.now_ns();
+    }
+
+    /// Whether it serves already.
+    pub(crate) fn is_ready(&self) -> bool {
+        !self.starting
+    }
+
+    /// How long ago it was started. Units: nanoseconds.
+    pub(crate) fn age_ns(&self) -> u64 {
+        self.sys.now_ns().saturating_sub(self.started_ns)
+    }
+
+    /// Kills the nursery alone: its workers live on.
+    pub(crate) fn kill(&self) {
+        let _ = self.sys.kill(self.pid, SIGKILL);
+    }
+
+    /// Kills and reaps one that has not been asked for anything yet.
+    pub(crate) fn discard(self) {
+        discard(&self.sys, self.pid);
+    }
+
+    /// Reaps it if it has ended. `false`: it has not.
+    pub(crate) fn is_reaped(&self) -> bool {
+        // An error: reaped already, by a host that ignores SIGCHLD.
+        !matches!(self.sys.reap(self.pid), Ok(None))
     }
 
     /// Sends what is kept. `false`: the nursery is gone.
@@ -215,9 +298,9 @@ impl<S: Sys> Nursery<S> {
         Ok(true)
     }
 
-    /// Whether commands wait for room.
-    pub(crate) fn has_waiting(&self) -> bool {
-        !self.waiting.is_empty()
+    /// Whether commands wait for room, or for it to serve.
+    pub(crate) fn is_behind(&self) -> bool {
+        self.starting || !self.waiting.is_empty()
     }
 
     /// The next report. `Err` holds what ended the conversation.
@@ -225,7 +308,17 @@ impl<S: Sys> Nursery<S> {
         let mut bytes = [0; RECORD_SIZE];
         let received = self.sys.recv(self.socket.as_fd(), &mut [IoSliceMut::new(&mut bytes)], Wait::Never)?;
         Ok(match received {
-            Received::Packet(n) => Report::decode(&bytes[..n]).map_or(Heard::Gone, Heard::Report),
+            Received::Packet(n) => match Report::decode(&bytes[..n]) {
+                Some(report) => {
+                    if report.is_answer() {
+                        self.due = self.due.saturating_sub(1);
+                        self.due_since_ns = self.sys.now_ns();
+                    }
+                    self.starting &= report != Report::Ready;
+                    Heard::Report(report)
+                }
+                None => Heard::Gone,
+            },
             Received::WouldBlock => Heard::Nothing,
             Received::Reset => Heard::Again,
             Received::Closed | Received::Truncated => Heard::Gone,
@@ -234,7 +327,7 @@ impl<S: Sys> Nursery<S> {
 
     /// Ends the nursery and with it everything that it has; kills it if it does not answer in time.
     pub(crate) fn shut_down(self) {
-        let Self { sys, socket, pid, pidfd, waiting } = self;
+        let Self { sys, socket, pid, pidfd, waiting, .. } = self;
         drop(waiting);
         // End of file is the order to end, also when a forked child of the host holds a copy of this end.
         let _ = sys.shutdown(socket.as_fd());
@@ -260,6 +353,14 @@ impl<S: Sys> Nursery<S> {
         // A wait that a signal cut short would leave it unreaped.
         wait_for_end();
         let _ = sys.reap(pid);
+    }
+}
+
+/// Ends a nursery that has not been asked for anything yet.
+fn discard<S: Sys>(sys: &S, pid: Pid) {
+    let _ = sys.kill(pid, SIGKILL);
+    while let Ok(None) = sys.reap(pid) {
+        sys.yield_now();
     }
 }
 
@@ -292,15 +393,15 @@ struct Process<S: Sys> {
     /// Never dropped here: what handlers captured has been dropped by the host already.
     setup: ManuallyDrop<Setup>,
     children: Vec<Child>,
-    /// Reports that the host has not taken yet; at most two a slot.
+    /// Reports that the host has not taken yet; at most three a slot.
     reports: VecDeque<Report>,
     /// Scratch for the list of children.
     pids: Vec<Pid>,
 }
 
 impl<S: Sys> Process<S> {
-    /// The nursery's whole life.
-    fn run(sys: S, socket: OwnedFd, host: OwnedFd, setup: Setup) -> OsResult<()> {
+    /// The nursery's whole life. `reports` are what the host is told first.
+    fn run(sys: S, socket: OwnedFd, host: OwnedFd, setup: Setup, reports: VecDeque<Report>) -> OsResult<()> {
         let setup = ManuallyDrop::new(setup);
         sys::become_group_leader()?;
         sys::reset_signals();
@@ -311,7 +412,7 @@ impl<S: Sys> Process<S> {
         keep.extend_from_slice(&setup.keep_fds);
         sys::close_all_except(&keep)?;
         sys::detach_stdio()?;
-        let (children, reports, pids) = (Vec::new(), VecDeque::new(), Vec::new());
+        let (children, pids) = (Vec::new(), Vec::new());
         let mut process = Self { sys, socket, host, signals, setup, children, reports, pids };
         let result = process.serve();
         process.end_everything();
@@ -352,7 +453,10 @@ impl<S: Sys> Process<S> {
             match self.sys.recv_fds(self.socket.as_fd(), &mut bytes, &mut passed, Wait::Never)? {
                 Received::Packet(n) => match Command::decode(&bytes[..n]) {
                     Some(Command::Spawn { slot, generation }) => self.spawn(slot, generation, passed)?,
-                    Some(Command::Signal { slot, generation, signal }) => self.signal(slot, generation, signal),
+                    Some(Command::Signal { slot, generation, signal }) => {
+                        self.signal(slot, generation, signal);
+                        self.report(Report::Obeyed)?;
+                    }
                     // Nobody but the host has the other end: nonsense means that it is broken.
                     None => return Ok(false),
                 },
@@ -386,19 +490,22 @@ impl<S: Sys> Process<S> {
             return self.report(Report::SpawnFailed { slot, generation, errno: EBADF });
         };
         match self.sys.fork() {
-            Ok(Forked::Child) => self.become_worker(slot, socket, file, lifeline),
+            Ok(Forked::Child) => self.become_worker(slot, generation, socket, file, lifeline),
             Ok(Forked::Parent(pid)) => {
                 // Also done by the worker itself: a kill of its group must find the group.
                 sys::set_group(pid)?;
                 self.children.push(Child { pid, slot, generation });
-                self.report(Report::Spawned { slot, generation, pid })
+                self.report(Report::Obeyed)
             }
             Err(OsError { errno, .. }) => self.report(Report::SpawnFailed { slot, generation, errno }),
         }
     }
 
-    fn become_worker(&mut self, slot: u32, socket: OwnedFd, file: OwnedFd, lifeline: OwnedFd) -> ! {
-        let ready = self.prepare_worker(slot, &socket, &file, &lifeline);
+    fn become_worker(&mut self, slot: u32, generation: u32, socket: OwnedFd, file: OwnedFd, lifeline: OwnedFd) -> ! {
+        let pid = sys::own_pid();
+        let ready = self
+            .announce(Report::Spawned { slot, generation, pid })
+            .and_then(|heard| Ok(heard && self.prepare_worker(slot, &socket, &file, &lifeline)?));
         match ready {
             Ok(true) => {}
             Ok(false) => sys::exit_now(EXIT_ORPHAN),
@@ -408,6 +515,17 @@ impl<S: Sys> Process<S> {
         let Ok(memory) = file.map(&self.sys) else { sys::exit_now(EXIT_OS) };
         drop(file);
         worker::run(self.sys.clone(), socket, lifeline, memory, &mut self.setup.handlers)
+    }
+
+    /// Tells the host of a fresh fork, however long it does not listen. `false`: it is gone.
+    fn announce(&self, report: Report) -> OsResult<bool> {
+        loop {
+            match self.sys.send(self.socket.as_fd(), &[IoSlice::new(&report.encode())], Wait::UntilReady)? {
+                Sent::All => return Ok(true),
+                Sent::Closed => return Ok(false),
+                Sent::WouldBlock | Sent::NoMemory => self.sys.yield_now(),
+            }
+        }
     }
 
     /// Makes a fresh fork a worker. `false`: the host died meanwhile.
@@ -528,6 +646,12 @@ mod tests {
             Report::SpawnFailed { slot: 7, generation: 1, errno: 11 },
             Report::Exited { slot: 1, generation: 2, report: ExitReport { exit: Exit::Code(255), usage } },
             Report::Exited { slot: 1, generation: 2, report: ExitReport { exit: Exit::Signal(9), usage } },
+            Report::Obeyed,
+            Report::Ready,
+            Report::Refused(Refusal::Handlers { handlers: u32::MAX, on_start: 0 }),
+            Report::Refused(Refusal::KeptFd { number: 1023, errno: 9 }),
+            Report::Refused(Refusal::Threads { count: 2 }),
+            Report::Refused(Refusal::Os { errno: 24 }),
         ] {
             assert_eq!(Report::decode(&report.encode()), Some(report));
         }

@@ -7,7 +7,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use seqpool::frame::{self, FLAG_FRAGMENT, Header, Kind};
 use seqpool::limits::{
-    FRAME_HEADER_SIZE, JOB_SIZE_MAX, PACK_SIZE_MAX, PACKET_SIZE_MAX, PACKETS_PER_TURN, RING_SIZE, UNDELIVERED_SIZE_MAX,
+    FRAME_HEADER_SIZE, JOB_SIZE_MAX, NURSERY_LATE_MAX, NURSERY_TIMEOUT, PACK_SIZE_MAX, PACKET_SIZE_MAX,
+    PACKETS_PER_TURN, RING_SIZE, UNDELIVERED_SIZE_MAX,
 };
 use seqpool::sys::{Fault, Faulty, Forked, Linux, OsResult, Received, Sent, Sys, Wait};
 use seqpool::{
@@ -72,6 +73,8 @@ fn main() {
         row_21_nursery_killed,
         row_21_nursery_killed_and_worker_with_grandchild_dies,
         row_21_nursery_stopped,
+        row_21_nursery_stopped_for_good,
+        row_21_a_host_that_stood_still_forgives_its_nursery,
         row_22_busy_threads_in_the_host,
         row_23_fork_finds_no_process,
         row_24_descriptors_of_a_worker,
@@ -1156,15 +1159,20 @@ fn row_21_nursery_stopped() {
     let nursery = run.pool.processes().0.expect("a nursery");
     run.submit_many(50, "sleep 1000");
     signal(nursery, Signal::SIGSTOP);
+    // Nobody needs it as long as nobody has to be started or killed.
     run.submit_many(50, "sleep 1000");
     run.finish();
     assert_eq!(run.undone(), []);
+    // A while is forgiven.
     let timeout = Duration::from_millis(200);
     let bad = run.submit_within("spin", Some(timeout));
     run.submit_many(20, "ok");
+    let start = Instant::now();
+    run.until("a while", |_| start.elapsed() >= NURSERY_TIMEOUT / 2);
+    assert_eq!(run.pool.outstanding(), 1, "nobody kills it");
+    signal(nursery, Signal::SIGCONT);
     run.finish();
     assert_eq!(run.undone(), [(bad, &Outcome::TimedOut { after: timeout })]);
-    signal(nursery, Signal::SIGCONT);
     run.refilled(&[]);
     run.submit_many(50, "ok");
     run.finish();
@@ -1174,6 +1182,54 @@ fn row_21_nursery_stopped() {
     drop(run);
     assert!(start.elapsed() < Duration::from_secs(12), "{:?}", start.elapsed());
     assert!(wait_until(Duration::from_secs(1), || workers.iter().all(|pid| !support::is_alive(*pid))));
+}
+
+fn row_21_nursery_stopped_for_good() {
+    both(|transport| {
+        let mut run = Run::new(2, transport);
+        let (nursery, workers) = (run.pool.processes().0.expect("a nursery"), run.workers());
+        signal(nursery, Signal::SIGSTOP);
+        let timeout = Duration::from_millis(100);
+        let first = run.submit_within("spin", Some(timeout));
+        run.submit_many(100, "ok");
+        let start = Instant::now();
+        run.finish();
+        let took = start.elapsed();
+        assert!(took >= NURSERY_TIMEOUT && took < NURSERY_TIMEOUT + Duration::from_secs(2), "{took:?}");
+        assert_eq!(run.undone(), [(first, &Outcome::TimedOut { after: timeout })]);
+        assert!(!support::is_alive(nursery), "it is killed, and cannot wake up again");
+        assert_eq!(run.pool.processes().0, None);
+        // The other worker goes on, until it dies too.
+        let second = run.submit_within("spin", Some(timeout));
+        run.finish();
+        assert_eq!(run.undone()[1], (second, &Outcome::TimedOut { after: timeout }));
+        assert!(wait_until(Duration::from_secs(1), || workers.iter().all(|pid| !support::is_alive(*pid))));
+        let last = run.submit("ok");
+        run.finish();
+        let Outcome::Rejected { reason: Reason::NoWorkers(why) } = run.outcome(last) else {
+            panic!("{:?}", run.outcome(last));
+        };
+        assert!(why.contains("the nursery process did not answer within 4 s"), "{why}");
+        assert_eq!((run.pool.stats().abandoned, run.pool.stats().respawns), (0, 0));
+    });
+}
+
+fn row_21_a_host_that_stood_still_forgives_its_nursery() {
+    let mut run = Run::new(2, TransportKind::Seqpacket);
+    let nursery = run.pool.processes().0.expect("a nursery");
+    signal(nursery, Signal::SIGSTOP);
+    let timeout = Duration::from_millis(100);
+    let bad = run.submit_within("spin", Some(timeout));
+    let start = Instant::now();
+    run.until("a kill", |_| start.elapsed() >= timeout * 2);
+    // As when the whole machine, or a container, is frozen.
+    std::thread::sleep(NURSERY_TIMEOUT + NURSERY_LATE_MAX + Duration::from_millis(200));
+    run.poll(Duration::ZERO);
+    signal(nursery, Signal::SIGCONT);
+    run.finish();
+    assert_eq!(run.undone(), [(bad, &Outcome::TimedOut { after: timeout })]);
+    run.refilled(&[]);
+    assert_eq!(run.pool.processes().0, Some(nursery));
 }
 
 // ---- rows 22 to 28
@@ -1290,6 +1346,8 @@ fn row_24_descriptors_of_a_worker() {
             }
         }
         let nursery = run.pool.processes().0.expect("a nursery");
+        // It lets go of what it has given to a worker a moment after that worker's first word.
+        wait_until(Duration::from_secs(1), || support::open_fds(nursery).len() == 7);
         let mut fds = support::open_fds(nursery);
         assert_eq!(fds.remove(&0).as_deref(), Some("/dev/null"));
         assert_eq!((fds.remove(&1).as_ref(), fds.remove(&2).as_ref()), (Some(&stderr), Some(&stderr)));

@@ -2,6 +2,7 @@
 
 use super::Pool;
 use super::engine::{Config, Engine, Parts};
+use super::exec::{self, Origin};
 use super::hook::{Event, Hook};
 use super::job::Job;
 use super::journal::Journal;
@@ -28,8 +29,10 @@ use std::time::Duration;
 /// Settings of a pool; [`Builder::spawn`] starts it.
 pub struct Builder {
     workers: Option<usize>,
-    handlers: Vec<(String, Handler)>,
-    on_start: Vec<StartHook>,
+    pub(super) handlers: Vec<(String, Handler)>,
+    pub(super) on_start: Vec<StartHook>,
+    /// Exec mode, and where its handlers come from. `None`: the nursery is forked.
+    pub(super) origin: Option<Origin>,
     limits: JobLimits,
     handler_limits: Vec<(String, JobLimits)>,
     retry_backoff: Duration,
@@ -45,7 +48,7 @@ pub struct Builder {
     jobs_per_worker: usize,
     nice: i32,
     transport: TransportKind,
-    job_size_max: usize,
+    pub(super) job_size_max: usize,
     outstanding_max: Option<usize>,
     keep_fds: Vec<RawFd>,
     hook: Option<Hook>,
@@ -58,6 +61,7 @@ impl Default for Builder {
             workers: None,
             handlers: Vec::new(),
             on_start: Vec::new(),
+            origin: None,
             limits: JobLimits::new(),
             handler_limits: Vec::new(),
             retry_backoff: RETRY_BACKOFF,
@@ -278,10 +282,12 @@ impl Builder {
 
     /// Forks the nursery and the workers.
     ///
-    /// Call it while the process is small and before any other thread starts; threads may be started afterwards.
+    /// Call it while the process is small and before any other thread starts; threads may be started afterwards. In exec
+    /// mode ([`Pool::exec_builder`]) neither matters.
     ///
     /// # Errors
-    /// [`ErrorKind::OtherThreads`], [`ErrorKind::Config`] naming the setting, or the kernel's, such as `EMFILE`.
+    /// [`ErrorKind::OtherThreads`], [`ErrorKind::Config`] naming the setting, [`ErrorKind::Nursery`] in exec mode, or the
+    /// kernel's, such as `EMFILE`.
     pub fn spawn(self) -> Result<Pool, Error> {
         self.spawn_with(Linux)
     }
@@ -293,9 +299,11 @@ impl Builder {
     pub fn spawn_with<S: Sys>(self, sys: S) -> Result<Pool<S>, Error> {
         let workers = self.workers.unwrap_or_else(default_workers);
         self.check(workers)?;
-        let count = sys::thread_count().map_err(Error::os("counting threads"))?;
-        if count != 1 {
-            return Err(Error::new(ErrorKind::OtherThreads { count }));
+        if self.origin.is_none() {
+            let count = sys::thread_count().map_err(Error::os("counting threads"))?;
+            if count != 1 {
+                return Err(Error::new(ErrorKind::OtherThreads { count }));
+            }
         }
         let terms = self.terms()?;
         let handler_names: Box<[String]> = self.handlers.iter().map(|(name, _)| name.clone()).collect();
@@ -304,7 +312,10 @@ impl Builder {
         // Asked before the fork, so that the nursery and the workers know the kernel's limit without asking again.
         let header_block_size_max = header_block_size_max(&sys).map_err(Error::os("asking for socket buffers"))?;
         // Before anything that takes memory: the smaller this process is, the cheaper each worker.
-        let nursery = Nursery::start(&sys, setup).map_err(Error::os("starting the nursery"))?;
+        let (nursery, renewal) = match self.origin {
+            None => (Nursery::start(&sys, setup).map_err(Error::os("starting the nursery"))?, None),
+            Some(_) => exec::start(&sys, setup).map(|(nursery, renewal)| (nursery, Some(renewal)))?,
+        };
         let nanos = |d: Duration| u64::try_from(d.as_nanos()).unwrap_or(u64::MAX);
         let config = Config {
             job_size_max: self.job_size_max,
@@ -347,6 +358,7 @@ impl Builder {
                         transport,
                         nursery,
                         nursery_token,
+                        renewal,
                         handler_names,
                         slots,
                         queue,
@@ -398,6 +410,7 @@ impl Builder {
     }
 
     fn check(&self, workers: usize) -> Result<(), Error> {
+        exec::check(self)?;
         let config = |what: String| Err(Error::new(ErrorKind::Config(what)));
         if workers == 0 || workers > WORKERS_MAX {
             return config(format!("{workers} workers: a pool has from 1 to {WORKERS_MAX}"));

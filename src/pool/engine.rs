@@ -9,6 +9,7 @@ use super::hook::{Event, Hook, Step};
 use super::job::{Completion, Finished, HandlerRef, Job};
 use super::journal::{Entering, Journal, State};
 use super::quarantine::Quarantine;
+use super::renew::Renewal;
 use super::retry::RetryOn;
 use super::send::LargeSource;
 use super::slot::{Doom, Life, Slot};
@@ -101,9 +102,13 @@ pub(super) struct Engine<S: Sys> {
     pub(super) config: Config,
     pub(super) reactor: Reactor<S>,
     pub(super) transport: Box<dyn Transport<S>>,
-    /// `None` once it is gone: then nobody is forked any more.
+    /// `None` once it is gone: then nobody is forked, until there is another.
     pub(super) nursery: Option<Nursery<S>>,
     pub(super) nursery_token: Option<Token>,
+    /// While there is a nursery: when it must have answered. Else when another is started.
+    pub(super) nursery_timer: Option<TimerId>,
+    /// How another nursery is started. `None`: not at all.
+    pub(super) renewal: Option<Renewal>,
     pub(super) scheduler: Scheduler,
     /// By handler.
     pub(super) services: Box<[Service]>,
@@ -158,7 +163,7 @@ pub(super) struct Engine<S: Sys> {
     pub(super) hook: Option<Hook>,
     /// Memory of the last large result, to be used again.
     pub(super) spare: Vec<u8>,
-    /// Gone, and to be reaped with the pool.
+    /// Gone, and to be reaped before there is another, or with the pool.
     pub(super) lost_nursery: Option<Nursery<S>>,
     /// No worker is left and none will come: why.
     pub(super) hopeless: Option<Reason>,
@@ -169,6 +174,7 @@ pub(super) struct Engine<S: Sys> {
 pub(super) enum Alarm {
     Tick,
     Steal,
+    Nursery,
     Slot(usize),
     /// A job is to be tried again.
     Retry(JobIndex),
@@ -184,7 +190,8 @@ impl Alarm {
         match self {
             Alarm::Tick => 0,
             Alarm::Steal => 1,
-            Alarm::Slot(slot) => 2 + slot as u64,
+            Alarm::Nursery => 2,
+            Alarm::Slot(slot) => 3 + slot as u64,
             Alarm::Retry(job) => Self::RETRY | u64::from(job.0),
             Alarm::Waited(job) => Self::WAITED | u64::from(job.0),
         }
@@ -194,9 +201,10 @@ impl Alarm {
         match bits {
             0 => Alarm::Tick,
             1 => Alarm::Steal,
+            2 => Alarm::Nursery,
             bits if bits & Self::RETRY != 0 => Alarm::Retry(JobIndex(bits as u32)),
             bits if bits & Self::WAITED != 0 => Alarm::Waited(JobIndex(bits as u32)),
-            slot => Alarm::Slot((slot - 2) as usize),
+            slot => Alarm::Slot((slot - 3) as usize),
         }
     }
 }
@@ -209,6 +217,7 @@ pub(super) struct Parts<S: Sys> {
     pub(super) transport: Box<dyn Transport<S>>,
     pub(super) nursery: Nursery<S>,
     pub(super) nursery_token: Token,
+    pub(super) renewal: Option<Renewal>,
     pub(super) handler_names: Box<[String]>,
     pub(super) slots: Box<[Slot]>,
     pub(super) queue: Journal,
@@ -248,6 +257,8 @@ impl<S: Sys> Engine<S> {
             transport: parts.transport,
             nursery: Some(parts.nursery),
             nursery_token: Some(parts.nursery_token),
+            nursery_timer: None,
+            renewal: parts.renewal,
             handler_names: parts.handler_names,
             slots: parts.slots,
             table: Table::new(),

@@ -7,6 +7,7 @@ mod builder;
 #[cfg(feature = "cli")]
 mod bulk;
 mod engine;
+mod exec;
 mod hook;
 mod iter;
 mod job;
@@ -17,6 +18,7 @@ mod place;
 mod quarantine;
 mod receipt;
 mod receive;
+mod renew;
 mod retry;
 mod send;
 mod slot;
@@ -34,6 +36,7 @@ use std::time::Duration;
 pub use builder::{Builder, default_workers};
 #[cfg(feature = "cli")]
 pub(crate) use bulk::Bulk;
+pub use exec::init;
 pub use hook::{Event, Step};
 pub use iter::{Map, Unordered};
 pub use job::{Completion, HandlerId, HandlerRef, Job};

@@ -138,7 +138,7 @@ impl<S: Sys> Engine<S> {
                 Received::Closed => {
                     self.transport.hung_up(&mut self.reactor, slot);
                     // Not a death: that is what the exit report says. Unless nobody is left to report.
-                    if self.nursery.is_none() {
+                    if self.slots[slot].is_orphan {
                         self.on_unreported_exit(slot);
                     }
                     return false;

@@ -47,6 +47,8 @@ pub(super) struct Slot {
     pub(super) life: Life,
     pub(super) generation: u32,
     pub(super) pid: Option<Pid>,
+    /// Its nursery is gone: nobody reports its end, and only the host can kill it.
+    pub(super) is_orphan: bool,
     pub(super) doom: Option<Doom>,
     /// What its worker had used when it ended.
     pub(super) exit_usage: Option<Usage>,
@@ -113,6 +115,7 @@ impl Slot {
             life: Life::Empty,
             generation: 0,
             pid: None,
+            is_orphan: false,
             doom: None,
             exit_usage: None,
             has_grace: false,
@@ -202,6 +205,7 @@ impl Slot {
         self.exit_usage = None;
         self.has_grace = false;
         self.pid = None;
+        self.is_orphan = false;
         self.ready = false;
         self.proved = false;
         self.watched = true;

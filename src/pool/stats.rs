@@ -20,6 +20,8 @@ pub struct Stats {
     pub rejected: u64,
     /// Workers started in place of others.
     pub respawns: u64,
+    /// Nurseries started in place of others.
+    pub nursery_respawns: u64,
     /// Workers told to leave because they had done as many jobs as one may do.
     pub recycled: u64,
     /// Times that unstarted jobs were taken back from a worker.

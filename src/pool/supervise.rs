@@ -1,6 +1,7 @@
 //! Workers' lives: starting, deadlines, killing, what a death means for each job, starting again.
 
 use super::engine::{Alarm, Ending, Engine};
+use super::renew::NURSERY_GONE;
 use super::slot::{Doom, Life};
 use super::table::{JobIndex, Place};
 use crate::claim;
@@ -19,7 +20,7 @@ const SIGKILL: i32 = 9;
 const SIGTERM: i32 = 15;
 const ESRCH: i32 = 3;
 
-fn nanos(d: Duration) -> u64 {
+pub(super) fn nanos(d: Duration) -> u64 {
     u64::try_from(d.as_nanos()).unwrap_or(u64::MAX)
 }
 
@@ -28,9 +29,16 @@ impl<S: Sys> Engine<S> {
 
     /// Asks the nursery for a worker; jobs may be sent to it from now on.
     pub(super) fn start_worker(&mut self, slot: usize) -> OsResult<()> {
+        if self.slots[slot].life == Life::GivenUp {
+            // The nursery died while it was asked for the first workers.
+            return Ok(());
+        }
         debug_assert_eq!(self.slots[slot].life, Life::Empty);
-        let Some(nursery) = &mut self.nursery else {
-            self.give_up(slot);
+        let Some(nursery) = self.nursery.as_mut().filter(|nursery| nursery.is_ready()) else {
+            // The next nursery begins with the empty slots.
+            if !self.may_fork() {
+                self.give_up(slot);
+            }
             return Ok(());
         };
         if self.slots[slot].needs_memory {
@@ -52,14 +60,15 @@ impl<S: Sys> Engine<S> {
         self.scheduler.open(slot);
         self.set_slot_timer(slot, now_ns.saturating_add(self.config.spawn_ns));
         self.keep_ticking();
+        self.watch_nursery();
         if !matches!(sent, Ok(true)) {
-            self.nursery_lost();
+            self.nursery_lost(NURSERY_GONE);
         }
         Ok(())
     }
 
     /// Starts a worker now, or says when to try again.
-    fn refill(&mut self, slot: usize) {
+    pub(super) fn refill(&mut self, slot: usize) {
         if let Err(error) = self.start_worker(slot) {
             self.on_spawn_failure(slot, error);
         }
@@ -99,28 +108,32 @@ impl<S: Sys> Engine<S> {
         loop {
             let Some(nursery) = &mut self.nursery else { return Ok(()) };
             if !nursery.flush()? {
-                self.nursery_lost();
+                self.nursery_lost(NURSERY_GONE);
                 return Ok(());
             }
             match nursery.next_report()? {
                 Heard::Report(report) => self.on_report(report),
                 Heard::Again => {}
                 Heard::Nothing => {
+                    self.unwatch_nursery();
                     if let Some(token) = self.nursery_token {
                         self.reactor.exhausted(token, Readiness::READ.and(Readiness::WRITE));
                     }
                     return Ok(());
                 }
                 Heard::Gone => {
-                    self.nursery_lost();
+                    self.nursery_lost(NURSERY_GONE);
                     return Ok(());
                 }
             }
         }
     }
 
-    fn on_report(&mut self, report: Report) {
+    pub(super) fn on_report(&mut self, report: Report) {
         let (slot, generation) = match report {
+            Report::Obeyed => return,
+            Report::Ready => return self.nursery_ready(),
+            Report::Refused(refusal) => return self.nursery_lost(&format!("the nursery refused to start: {refusal}")),
             Report::Spawned { slot, generation, .. }
             | Report::SpawnFailed { slot, generation, .. }
             | Report::Exited { slot, generation, .. } => (slot as usize, generation),
@@ -130,6 +143,7 @@ impl<S: Sys> Engine<S> {
             return;
         }
         match report {
+            Report::Obeyed | Report::Ready | Report::Refused(_) => {}
             Report::Spawned { pid, .. } => self.slots[slot].pid = Some(pid),
             Report::SpawnFailed { errno, .. } => {
                 let error = OsError { call: "fork", errno };
@@ -156,31 +170,7 @@ impl<S: Sys> Engine<S> {
         self.set_slot_timer(slot, at);
     }
 
-    /// The nursery is gone. Nobody is forked any more; those who live go on.
-    pub(super) fn nursery_lost(&mut self) {
-        let Some(nursery) = self.nursery.take() else { return };
-        if let Some(token) = self.nursery_token.take() {
-            // Fails only for a token that is not registered.
-            let _ = self.reactor.deregister(token, nursery.socket());
-        }
-        self.lost_nursery = Some(nursery);
-        self.start_error = Some("the nursery process is gone".to_owned());
-        for slot in 0..self.slots.len() {
-            match self.slots[slot].life {
-                Life::Empty => self.give_up(slot),
-                // A worker that was never forked never answers; one that has died is found by its closed socket.
-                Life::Starting | Life::Running | Life::Leaving | Life::Dying => {
-                    self.drain_slot(slot);
-                    if self.slots[slot].is_occupied() && self.slots[slot].pid.is_none() {
-                        self.on_exit(slot, None);
-                    }
-                }
-                Life::GivenUp => {}
-            }
-        }
-    }
-
-    /// A socket was closed and there is no nursery to say how its worker ended.
+    /// An orphan's socket was closed: there is no nursery to say how it ended.
     pub(super) fn on_unreported_exit(&mut self, slot: usize) {
         if self.slots[slot].is_occupied() {
             // The packet that is being read, if there is one, was received before; there is nothing more to drain.
@@ -208,6 +198,11 @@ impl<S: Sys> Engine<S> {
         let s = &mut self.slots[slot];
         s.proved = true;
         s.early_deaths = 0;
+        let is_orphan = s.is_orphan;
+        if let Some(renewal) = self.renewal.as_mut().filter(|_| !is_orphan) {
+            renewal.starts = 0;
+        }
+        let s = &mut self.slots[slot];
         if jobs_per_worker == usize::MAX {
             s.watched = false;
             return;
@@ -280,20 +275,28 @@ impl<S: Sys> Engine<S> {
     pub(super) fn signal_worker(&mut self, slot: usize, signal: i32) {
         let s = &self.slots[slot];
         let command = Command::Signal { slot: slot as u32, generation: s.generation, signal };
-        match (&mut self.nursery, s.pid) {
+        let (pid, is_orphan) = (s.pid, s.is_orphan);
+        match (self.nursery.as_mut().filter(|_| !is_orphan), pid) {
             (Some(nursery), _) => {
                 // An error here is the nursery's end, which its socket will tell.
                 let _ = nursery.command(command, None);
+                self.watch_nursery();
             }
+            (None, _) if signal == SIGKILL => self.kill_orphan(slot),
             (None, Some(pid)) => {
                 let _ = self.sys.kill(-pid, signal);
-                if signal == SIGKILL {
-                    // It may have left its group; this reaches it wherever it is.
-                    self.slots[slot].lifeline = None;
-                }
             }
             (None, None) => {}
         }
+    }
+
+    /// Kills a worker that has no nursery.
+    pub(super) fn kill_orphan(&mut self, slot: usize) {
+        if let Some(pid) = self.slots[slot].pid {
+            let _ = self.sys.kill(-pid, SIGKILL);
+        }
+        // It may have left its group; this reaches it wherever it is.
+        self.slots[slot].lifeline = None;
     }
 
     // ---- dying
@@ -310,7 +313,7 @@ impl<S: Sys> Engine<S> {
     }
 
     /// A worker has ended (`None`: nobody knows how): every job of its slot gets what it deserves.
-    fn on_exit(&mut self, slot: usize, exit: Option<Exit>) {
+    pub(super) fn on_exit(&mut self, slot: usize, exit: Option<Exit>) {
         if exit.is_some() {
             self.drain_dead(slot);
         }
@@ -320,6 +323,11 @@ impl<S: Sys> Engine<S> {
         let was_ready = self.slots[slot].ready;
         let blamed = self.vacate(slot, exit);
         let s = &mut self.slots[slot];
+        if s.is_orphan {
+            // Nobody has reaped it: it may still write to its memory.
+            s.needs_memory = true;
+            return if self.may_fork() { self.refill(slot) } else { self.give_up(slot) };
+        }
         s.spawn_failures = 0;
         s.proved |= blamed;
         if s.proved {
@@ -337,7 +345,7 @@ impl<S: Sys> Engine<S> {
             self.start_error.get_or_insert(start_error);
         }
         let s = &self.slots[slot];
-        if self.nursery.is_none() || s.failed_starts >= EARLY_DEATHS_MAX {
+        if s.failed_starts >= EARLY_DEATHS_MAX {
             return self.give_up(slot);
         }
         if s.early_deaths > 0 {
@@ -435,7 +443,7 @@ impl<S: Sys> Engine<S> {
         }
     }
 
-    fn give_up(&mut self, slot: usize) {
+    pub(super) fn give_up(&mut self, slot: usize) {
         self.clear_slot_timer(slot);
         self.slots[slot].life = Life::GivenUp;
         if self.slots.iter().any(|s| s.life != Life::GivenUp) {
@@ -477,6 +485,7 @@ impl<S: Sys> Engine<S> {
                 self.on_waited(job);
                 Ok(())
             }
+            Alarm::Nursery => self.on_nursery_alarm(),
             Alarm::Slot(slot) => {
                 self.slots[slot].timer = None;
                 match self.slots[slot].life {
@@ -562,7 +571,7 @@ impl<S: Sys> Engine<S> {
             if self.scheduler.jobs(slot) == 0 && !matches!(s.life, Life::Starting | Life::Leaving | Life::Dying) {
                 continue;
             }
-            if self.nursery.is_none() && self.has_vanished(slot) {
+            if self.slots[slot].is_orphan && self.has_vanished(slot) {
                 // What it left behind may hold its socket open for ever.
                 self.drain_slot(slot);
                 self.on_unreported_exit(slot);
@@ -590,7 +599,7 @@ impl<S: Sys> Engine<S> {
             self.scheduler.jobs(slot) > 0
                 || matches!(self.slots[slot].life, Life::Starting | Life::Leaving | Life::Dying)
         };
-        if (0..self.slots.len()).any(is_busy) || self.nursery.as_ref().is_some_and(Nursery::has_waiting) {
+        if (0..self.slots.len()).any(is_busy) || self.nursery.as_ref().is_some_and(Nursery::is_behind) {
             let at_ns = (now_ns + self.period_ns()).min(soonest_ns.max(now_ns + 1));
             if self.tick.is_none() || at_ns < self.tick_at_ns {
                 self.set_tick(at_ns);
@@ -692,6 +701,6 @@ impl<S: Sys> Engine<S> {
     }
 }
 
-fn backoff(failures: u32) -> Duration {
+pub(super) fn backoff(failures: u32) -> Duration {
     RESPAWN_BACKOFF_MIN.saturating_mul(1 << failures.saturating_sub(1).min(16)).min(RESPAWN_BACKOFF_MAX)
 }

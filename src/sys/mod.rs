@@ -21,6 +21,7 @@ mod cli;
 mod clock;
 mod count;
 mod epoll;
+mod exec;
 mod fault;
 mod fork;
 mod memory;
@@ -46,6 +47,7 @@ pub use strike::Strike;
 
 #[cfg(feature = "cli")]
 pub(crate) use cli::*;
+pub(crate) use exec::*;
 #[cfg(feature = "cli")]
 pub(crate) use memory::SharedCounters;
 pub(crate) use process::*;
