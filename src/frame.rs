@@ -30,7 +30,10 @@ pub const FLAG_TIMED: u8 = 2;
 /// On a job, with [`FLAG_TIMED`]: the worker is to say also what it used. On a result: the body begins with all of
 /// [`Metering`].
 pub const FLAG_METERED: u8 = 4;
-const FLAGS_KNOWN: u8 = FLAG_FRAGMENT | FLAG_TIMED | FLAG_METERED;
+/// On the result of a job that is not done: the body begins, after the times and the rest, with the end of what the job has
+/// printed.
+pub const FLAG_PRINTED: u8 = 8;
+const FLAGS_KNOWN: u8 = FLAG_FRAGMENT | FLAG_TIMED | FLAG_METERED | FLAG_PRINTED;
 
 /// Bytes before the body of a result with these flags.
 #[inline]
@@ -197,7 +200,7 @@ pub struct Header {
     pub header_block_size: u16,
     /// What the frame is.
     pub kind: Kind,
-    /// [`FLAG_FRAGMENT`], [`FLAG_TIMED`], [`FLAG_METERED`].
+    /// [`FLAG_FRAGMENT`], [`FLAG_TIMED`], [`FLAG_METERED`], [`FLAG_PRINTED`].
     pub flags: u8,
     /// Which job.
     pub id: u64,
@@ -345,6 +348,24 @@ pub fn fragment_prefix(total: u64, offset: u64) -> [u8; FRAGMENT_PREFIX_SIZE] {
     out[..8].copy_from_slice(&total.to_le_bytes());
     out[8..].copy_from_slice(&offset.to_le_bytes());
     out
+}
+
+/// Appends what a job has printed, as it stands in a body: the number of bytes that were cut and of those that follow, u64
+/// each, then these.
+pub fn push_printed(into: &mut Vec<u8>, cut: u64, bytes: &[u8]) {
+    into.extend_from_slice(&cut.to_le_bytes());
+    into.extend_from_slice(&(bytes.len() as u64).to_le_bytes());
+    into.extend_from_slice(bytes);
+}
+
+/// Takes from a body what [`push_printed`] has put there: the number of bytes cut, the bytes, and the rest of the body.
+/// `None`: they are not all there.
+pub fn split_printed(body: &[u8]) -> Option<(u64, &[u8], &[u8])> {
+    let number = |bytes: &[u8; 8]| u64::from_le_bytes(*bytes);
+    let (cut, body) = body.split_first_chunk()?;
+    let (size, body) = body.split_first_chunk()?;
+    let (bytes, rest) = body.split_at_checked(usize::try_from(number(size)).ok()?)?;
+    Some((number(cut), bytes, rest))
 }
 
 /// The frames of one packet. After an error it ends.

@@ -50,6 +50,7 @@ mod nursery;
 mod order;
 mod outcome;
 pub mod pool;
+mod prints;
 pub mod reactor;
 pub mod ring;
 mod scheduler;
@@ -67,6 +68,7 @@ pub use pool::{
     Builder, Capsule, Completion, HandlerId, HandlerRef, Job, JobLimits, JobUsage, Pool, Receipt, Stats, Submitter,
     Ticket, init,
 };
+pub use prints::Prints;
 pub use transport::TransportKind;
 pub use worker::{HandlerError, Reply, Request};
 

@@ -26,6 +26,8 @@ pub const SPARE_SIZE_MAX: usize = 4 << 20;
 pub const JOB_SIZE_MAX: usize = 64 << 20;
 /// Largest body that a pool may be built for.
 pub const JOB_SIZE_CEILING: usize = 1 << 40;
+/// Bytes before the captured output in a failure's body: how many were cut, and how many follow.
+pub const PRINTED_PREFIX_SIZE: usize = 16;
 /// Bytes of a failure's message that are kept.
 pub const MESSAGE_SIZE_MAX: usize = 2 << 10;
 
@@ -132,6 +134,16 @@ pub const RETRY_BACKOFF: Duration = Duration::from_millis(10);
 pub const RETRY_BACKOFF_MAX: Duration = Duration::from_secs(2);
 /// Extra attempts that may be asked for.
 pub const RETRIES_MAX: u32 = 1000;
+/// Bytes of a job's printed output that may be asked to be kept, its last ones.
+pub const PRINTED_SIZE_MAX: usize = 64 << 10;
+/// Memory that a worker's captured output may take; beyond, all but the last bytes are given back.
+pub const PRINT_FILE_SIZE_MAX: usize = 4 << 20;
+/// How often that is looked at while jobs are in flight; a tenth as often otherwise.
+pub const PRINT_SAMPLE: Duration = Duration::from_millis(10);
+/// How often whoever gives that memory back looks again, as long as there is much to be given back.
+pub const PRINT_FREE_PAUSE: Duration = Duration::from_millis(1);
+/// Looks in a row that find little, after which it is done.
+pub const PRINT_FREE_LOOKS: u32 = 50;
 /// Deaths in a row during set-up, after which a slot is given up.
 pub const EARLY_DEATHS_MAX: u32 = 8;
 /// Failed forks in a row, after which a slot is given up.
@@ -182,6 +194,12 @@ const _: () = {
     );
     assert!(HEADER_BLOCK_SIZE_MAX <= u16::MAX as usize);
     assert!(MESSAGE_SIZE_MAX + FRAME_HEADER_SIZE <= PACKET_SIZE_MIN, "a refusal always fits");
+    assert!(
+        FRAME_HEADER_SIZE + 72 + PRINTED_PREFIX_SIZE + PRINTED_SIZE_MAX + MESSAGE_SIZE_MAX <= PACKET_SIZE_MAX,
+        "a failure with its output is one frame"
+    );
+    assert!(FRAME_HEADER_SIZE + 72 + PRINTED_PREFIX_SIZE + MESSAGE_SIZE_MAX < PACKET_SIZE_MIN);
+    assert!(PRINTED_SIZE_MAX <= PRINT_FILE_SIZE_MAX);
     assert!(WINDOW_NS < STEAL_LATE_NS && STEAL_LATE_NS as u128 <= SLEEP_MAX.as_nanos(), "looked at in time");
     assert!(WINDOW_JOBS_MIN >= 2, "always one more than is running");
     assert!(JOBLOG_RECORD_SIZE_MAX * 16 <= JOBLOG_LINE_SIZE_MAX, "a line that was written can be read, also escaped");

@@ -13,6 +13,7 @@
 pub(crate) mod exec;
 
 use crate::limits::{NURSERY_START_TIMEOUT, NURSERY_TIMEOUT, SHUTDOWN_TIMEOUT};
+use crate::prints::PrintFile;
 use crate::slot::SlotFile;
 use crate::sys::{
     self, Exit, ExitReport, Forked, Interest, OsError, OsResult, Passed, Pid, PollFd, Received, Sent, SignalFd,
@@ -37,10 +38,12 @@ const SIGSTOP: i32 = 19;
 /// What the host asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Command {
-    /// Fork a worker; its socket, slot file and lifeline come along.
+    /// Fork a worker; its socket, slot file and lifeline come along, and the file that it prints into, if there is one.
     Spawn { slot: u32, generation: u32 },
     /// Send this worker and its group a signal, if it is still the one in its slot.
     Signal { slot: u32, generation: u32, signal: i32 },
+    /// Give back the memory of what this worker has printed, but for the end.
+    FreePrints { slot: u32, generation: u32 },
 }
 
 /// What the nursery reports. Each command is answered by [`Report::Obeyed`], or by what went wrong with it.
@@ -94,6 +97,7 @@ impl Command {
             Command::Signal { slot, generation, signal } => {
                 [2, slot.into(), generation.into(), signal as u64, 0, 0, 0, 0]
             }
+            Command::FreePrints { slot, generation } => [3, slot.into(), generation.into(), 0, 0, 0, 0, 0],
         })
     }
 
@@ -104,6 +108,7 @@ impl Command {
         match (kind, value) {
             (1, 0) => Some(Command::Spawn { slot, generation }),
             (2, 1..=SIGNAL_MAX) => Some(Command::Signal { slot, generation, signal: value as i32 }),
+            (3, 0) => Some(Command::FreePrints { slot, generation }),
             _ => None,
         }
     }
@@ -187,6 +192,7 @@ pub(crate) struct Parcel {
     pub(crate) socket: OwnedFd,
     pub(crate) file: OwnedFd,
     pub(crate) lifeline: OwnedFd,
+    pub(crate) print_file: Option<OwnedFd>,
 }
 
 impl<S: Sys> Nursery<S> {
@@ -284,7 +290,8 @@ impl<S: Sys> Nursery<S> {
             let bytes = command.encode();
             let sent = match parcel {
                 Some(p) => {
-                    let fds = [p.socket.as_fd(), p.file.as_fd(), p.lifeline.as_fd()];
+                    let mut fds = vec![p.socket.as_fd(), p.file.as_fd(), p.lifeline.as_fd()];
+                    fds.extend(p.print_file.as_ref().map(OwnedFd::as_fd));
                     self.sys.send_fds(self.socket.as_fd(), &bytes, &fds, Wait::Never)?
                 }
                 None => self.sys.send(self.socket.as_fd(), &[IoSlice::new(&bytes)], Wait::Never)?,
@@ -382,6 +389,9 @@ struct Child {
     pid: Pid,
     slot: u32,
     generation: u32,
+    /// What it prints into, and who is giving back memory of that.
+    prints: Option<PrintFile>,
+    freeing: Option<Pid>,
 }
 
 /// The nursery itself.
@@ -457,6 +467,10 @@ impl<S: Sys> Process<S> {
                         self.signal(slot, generation, signal);
                         self.report(Report::Obeyed)?;
                     }
+                    Some(Command::FreePrints { slot, generation }) => {
+                        self.free_prints(slot, generation);
+                        self.report(Report::Obeyed)?;
+                    }
                     // Nobody but the host has the other end: nonsense means that it is broken.
                     None => return Ok(false),
                 },
@@ -489,32 +503,35 @@ impl<S: Sys> Process<S> {
         let (Some(socket), Some(file), Some(lifeline)) = (passed.take(0), passed.take(1), passed.take(2)) else {
             return self.report(Report::SpawnFailed { slot, generation, errno: EBADF });
         };
+        let print_file = passed.take(3);
         match self.sys.fork() {
-            Ok(Forked::Child) => self.become_worker(slot, generation, socket, file, lifeline),
+            Ok(Forked::Child) => self.become_worker(slot, generation, Parcel { socket, file, lifeline, print_file }),
             Ok(Forked::Parent(pid)) => {
                 // Also done by the worker itself: a kill of its group must find the group.
                 sys::set_group(pid)?;
-                self.children.push(Child { pid, slot, generation });
+                let prints = print_file.map(PrintFile::from_fd);
+                self.children.push(Child { pid, slot, generation, prints, freeing: None });
                 self.report(Report::Obeyed)
             }
             Err(OsError { errno, .. }) => self.report(Report::SpawnFailed { slot, generation, errno }),
         }
     }
 
-    fn become_worker(&mut self, slot: u32, generation: u32, socket: OwnedFd, file: OwnedFd, lifeline: OwnedFd) -> ! {
+    fn become_worker(&mut self, slot: u32, generation: u32, parcel: Parcel) -> ! {
         let pid = sys::own_pid();
         let ready = self
             .announce(Report::Spawned { slot, generation, pid })
-            .and_then(|heard| Ok(heard && self.prepare_worker(slot, &socket, &file, &lifeline)?));
+            .and_then(|heard| Ok(heard && self.prepare_worker(slot, &parcel)?));
         match ready {
             Ok(true) => {}
             Ok(false) => sys::exit_now(EXIT_ORPHAN),
             Err(_) => sys::exit_now(EXIT_OS),
         }
+        let Parcel { socket, file, lifeline, print_file } = parcel;
         let file = SlotFile::from_fd(file);
         let Ok(memory) = file.map(&self.sys) else { sys::exit_now(EXIT_OS) };
         drop(file);
-        worker::run(self.sys.clone(), socket, lifeline, memory, &mut self.setup.handlers)
+        worker::run(self.sys.clone(), socket, lifeline, memory, print_file, &mut self.setup.handlers)
     }
 
     /// Tells the host of a fresh fork, however long it does not listen. `false`: it is gone.
@@ -529,7 +546,8 @@ impl<S: Sys> Process<S> {
     }
 
     /// Makes a fresh fork a worker. `false`: the host died meanwhile.
-    fn prepare_worker(&self, slot: u32, socket: &OwnedFd, file: &OwnedFd, lifeline: &OwnedFd) -> OsResult<bool> {
+    fn prepare_worker(&self, slot: u32, parcel: &Parcel) -> OsResult<bool> {
+        let Parcel { socket, file, lifeline, print_file } = parcel;
         sys::become_group_leader()?;
         // Dispositions are the default ones since the nursery's own start.
         sys::unblock_signals();
@@ -537,6 +555,7 @@ impl<S: Sys> Process<S> {
             return Ok(false);
         }
         let mut keep = vec![socket.as_raw_fd(), file.as_raw_fd(), lifeline.as_raw_fd()];
+        keep.extend(print_file.as_ref().map(OwnedFd::as_raw_fd));
         keep.extend_from_slice(&self.setup.keep_fds);
         sys::close_all_except(&keep)?;
         sys::forbid_core_files()?;
@@ -547,6 +566,31 @@ impl<S: Sys> Process<S> {
             sys::set_nice(self.setup.nice)?;
         }
         Ok(true)
+    }
+
+    /// Has the memory of what a worker has printed given back. In a process of its own: it waits while somebody is in the
+    /// midst of printing, which may be for ever, and nobody may wait for that.
+    fn free_prints(&mut self, slot: u32, generation: u32) {
+        let keep = self.setup.handlers.prints.size_max();
+        let child = self.children.iter_mut().find(|c| c.slot == slot && c.generation == generation);
+        let Some(Child { prints: Some(prints), freeing: freeing @ None, .. }) = child else { return };
+        match self.sys.fork() {
+            Ok(Forked::Child) => {
+                // Its end must not seem to be this process's.
+                let _ = sys::close_all_except(&[prints.as_fd().as_raw_fd()]);
+                prints.free_in_flood(keep);
+                sys::exit_now(0)
+            }
+            Ok(Forked::Parent(pid)) => *freeing = Some(pid),
+            // The host asks again.
+            Err(_) => {}
+        }
+    }
+
+    /// Whether a process that has ended was giving back memory.
+    fn has_freed(&mut self, pid: Pid) -> bool {
+        let found = self.children.iter_mut().find(|c| c.freeing == Some(pid));
+        found.is_some_and(|c| c.freeing.take().is_some())
     }
 
     fn report(&mut self, report: Report) -> OsResult<()> {
@@ -571,7 +615,8 @@ impl<S: Sys> Process<S> {
     fn reap_all(&mut self) -> OsResult<()> {
         let mut leftovers = false;
         while let Some(pid) = self.sys.peek_exited_child()? {
-            leftovers = true;
+            let has_freed = self.has_freed(pid);
+            leftovers |= !has_freed;
             let child = self.children.iter().position(|c| c.pid == pid);
             if child.is_some() {
                 // Before it is reaped, so that its id still names its group and nobody else's. What has become another
@@ -655,9 +700,11 @@ mod tests {
         ] {
             assert_eq!(Report::decode(&report.encode()), Some(report));
         }
-        for command in
-            [Command::Spawn { slot: 3, generation: 4 }, Command::Signal { slot: u32::MAX, generation: 0, signal: 1 }]
-        {
+        for command in [
+            Command::Spawn { slot: 3, generation: 4 },
+            Command::Signal { slot: u32::MAX, generation: 0, signal: 1 },
+            Command::FreePrints { slot: 0, generation: u32::MAX },
+        ] {
             assert_eq!(Command::decode(&command.encode()), Some(command));
         }
         let good = Command::Signal { slot: 1, generation: 1, signal: 9 }.encode();

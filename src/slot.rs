@@ -2,7 +2,7 @@
 //!
 //! # Shape
 //! `[control page][out-ring]`, the ring mapped twice in a row. The control page holds the claim word, the out-ring's
-//! published tail and the worker's phase, each on a cache line of its own.
+//! published tail, the worker's phase and how far it has printed, each on a cache line of its own.
 //!
 //! The worker writes; the host reads each word once, checks it against its private bounds, and copies bytes before it
 //! parses them. The host resets the page only while no worker has it.
@@ -11,7 +11,7 @@
 use crate::claim::{ClaimWord, FrameId};
 use crate::limits::{CONTROL_SIZE, RING_SIZE};
 use crate::ring::{Publication, RingMemory};
-use crate::sync::{AtomicU32, Ordering};
+use crate::sync::{AtomicU32, AtomicU64, Ordering};
 use crate::sys::{OsResult, Sharing, Sys};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -37,6 +37,17 @@ pub struct Control {
     /// How far the out-ring's bytes are complete.
     pub out_tail: Line<Publication>,
     phase: Line<AtomicU32>,
+    printing: Line<Printing>,
+}
+
+/// Where the worker stands in the file that captures its output; unused when nothing is captured. Units: bytes.
+#[derive(Debug)]
+#[repr(C)]
+pub struct Printing {
+    /// Where the output of the job in hand, or of the next one, begins.
+    began: AtomicU64,
+    /// Everything before this has been shown.
+    shown: AtomicU64,
 }
 
 /// One cache line.
@@ -53,7 +64,7 @@ impl<T> std::ops::Deref for Line<T> {
 }
 
 #[cfg(not(all(test, seqpool_loom)))]
-const _: () = assert!(size_of::<Control>() == 192 && size_of::<Control>() <= CONTROL_SIZE);
+const _: () = assert!(size_of::<Control>() == 256 && size_of::<Control>() <= CONTROL_SIZE);
 
 impl Control {
     /// What the worker says it is doing.
@@ -74,11 +85,34 @@ impl Control {
         self.phase.store(phase as u32, Ordering::Relaxed);
     }
 
+    /// Host: where the output of the job in hand began, and up to where it has been shown, as a dead worker says. Take back
+    /// its claim first.
+    pub fn printing(&self) -> (u64, u64) {
+        // Relaxed: both were stored before the claim of the job in hand, whose Release has brought them; and their
+        // writer is dead, or not to be believed anyway.
+        (self.printing.began.load(Ordering::Relaxed), self.printing.shown.load(Ordering::Relaxed))
+    }
+
+    /// Worker: the next job's output begins here. After the last result is published, before the next claim: so the host
+    /// never takes an earlier job's output for that of the one in hand.
+    pub fn set_print_began(&self, offset: u64) {
+        // Relaxed: the claim that follows publishes it.
+        self.printing.began.store(offset, Ordering::Relaxed);
+    }
+
+    /// Worker: what lies before this has been shown.
+    pub fn set_print_shown(&self, offset: u64) {
+        // Relaxed: read when this process is dead.
+        self.printing.shown.store(offset, Ordering::Relaxed);
+    }
+
     /// Host: makes the page ready for a new worker.
     pub fn reset(&self, next: FrameId) {
         self.claim.reset(next);
         self.out_tail.publish(0);
         self.set_phase(Phase::Working);
+        self.set_print_began(0);
+        self.set_print_shown(0);
     }
 }
 
@@ -180,6 +214,7 @@ mod loom_tests {
             claim: Line(ClaimWord::new(FIRST)),
             out_tail: Line(Publication::new(0)),
             phase: Line(AtomicU32::new(0)),
+            printing: Line(Printing { began: AtomicU64::new(0), shown: AtomicU64::new(0) }),
         };
         let shared = Arc::new(Shared { control, out_ring: std::array::from_fn(|_| UnsafeCell::new(0)) });
         let theirs = Arc::clone(&shared);

@@ -21,6 +21,7 @@ const FLOORS: &[(&str, Rank)] = &[
     ("frame", Rank(1, 0)),
     ("order", Rank(1, 0)),
     ("outcome", Rank(1, 0)),
+    ("prints", Rank(1, 0)),
     ("spin", Rank(1, 0)),
     ("sync", Rank(1, 0)),
     ("claim", Rank(1, 1)),

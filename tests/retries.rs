@@ -5,7 +5,7 @@
 
 use seqpool::TransportKind;
 use seqpool::limits::GRACE;
-use seqpool::{Builder, Chaos, Completion, CrashCause, ErrorKind, Fate, Job, JobLimits, Outcome, Pool, Reason};
+use seqpool::{Builder, Chaos, Completion, CrashCause, ErrorKind, Fate, Job, JobLimits, Outcome, Pool, Prints, Reason};
 use std::collections::BTreeMap;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
@@ -37,6 +37,7 @@ fn main() {
         what_crashes_in_spite_of_retries_is_quarantined,
         every_crash_is_quarantined_if_asked,
         what_never_started_is_quarantined_too,
+        last_words_are_quarantined,
         a_job_runs_without_a_pool,
         nonsense_is_refused,
     ]);
@@ -55,7 +56,7 @@ fn started(number: u64) -> u32 {
 
 /// A pool whose jobs begin with their number (u32) and what to do: a letter for each attempt, the last one for all that
 /// follow: `e`cho, `f`ail, `p`anic, `d`ie, `h`ang, `t`idy up when told to end, `l`ate: ends properly when told to end,
-/// `s`leep for 100 ms, `q`uit after as long, `i`gnore all signals.
+/// `w`rites its last words and dies, `s`leep for 100 ms, `q`uit after as long, `i`gnore all signals.
 fn builder(workers: usize, transport: TransportKind) -> Builder {
     starts().iter().for_each(|word| word.store(0, SeqCst));
     Pool::builder().workers(workers).transport(transport).retry_backoff(Duration::from_millis(1)).handler(
@@ -71,6 +72,10 @@ fn builder(workers: usize, transport: TransportKind) -> Builder {
                 b'p' => panic!("attempt {attempt}"),
                 b'd' => nix::sys::signal::kill(nix::unistd::Pid::this(), nix::sys::signal::Signal::SIGKILL)?,
                 b'h' => std::thread::sleep(Duration::from_secs(1000)),
+                b'w' => {
+                    println!("last words of attempt {attempt}");
+                    std::process::abort();
+                }
                 b'q' => {
                     std::thread::sleep(Duration::from_millis(100));
                     return Err("late".into());
@@ -548,6 +553,19 @@ fn what_never_started_is_quarantined_too(transport: TransportKind) {
     let kept = shelf.lock().unwrap();
     let [only] = &kept[..] else { panic!("{} capsules", kept.len()) };
     assert!(only.tag == 1 && only.attempts == 0 && only.body == body(1, &large) && started(1) == 0);
+}
+
+fn last_words_are_quarantined(transport: TransportKind) {
+    let shelf = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
+    let kept = shelf.clone();
+    let builder = builder(2, transport).retries(1).prints(Prints::Capture { size_max: 100 });
+    let builder = builder.on_quarantine(move |capsule| {
+        kept.lock().unwrap().push((capsule.tag, capsule.printed.map(<[u8]>::to_vec)));
+    });
+    let mut pool = builder.spawn().unwrap();
+    run(&mut pool, &[(1, "w"), (2, "e")]);
+    let words = b"last words of attempt 1\n".to_vec();
+    assert_eq!(*shelf.lock().unwrap(), [(1, Some(words))]);
 }
 
 fn a_job_runs_without_a_pool(transport: TransportKind) {

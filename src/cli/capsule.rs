@@ -35,6 +35,9 @@ struct Head {
     /// What its last worker had used in all its life.
     #[serde(skip_serializing_if = "Option::is_none")]
     worker: Option<WorkerUsage>,
+    /// The end of what it printed in its last attempt.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    printed: Option<String>,
     /// Names of the environment's variables; values may be secrets.
     environment: Vec<String>,
     header_size: u64,
@@ -109,6 +112,7 @@ impl Head {
                 system_us: u.system_us,
                 resident_max_kib: u.resident_max_kib,
             }),
+            printed: capsule.printed.map(|bytes| String::from_utf8_lossy(bytes).into_owned()),
             environment: std::env::vars_os().map(|(name, _)| name.to_string_lossy().into_owned()).collect(),
             header_size: capsule.header_block.len() as u64,
             body_size: capsule.body.len() as u64,

@@ -32,7 +32,7 @@ use super::report::{
 use super::trace::{self, Written};
 use crate::order::Reorder;
 use crate::sys::{self, Interest, Linux, OsError, PollFd, SignalFd, SignalSet, Sys};
-use crate::{Builder, HandlerId, Pool};
+use crate::{Builder, HandlerId, Pool, Prints};
 use joblog::Joblog;
 use kept::Kept;
 use sink::{Begun, Sink};
@@ -57,6 +57,8 @@ const POOL_WAIT: Duration = Duration::from_millis(2);
 /// How long lines on standard error may take when standard output is closed already.
 const LAST_LINES_WAIT: Duration = Duration::from_millis(200);
 
+/// How much of what a job printed goes into its capsule. Units: bytes.
+const PRINTED_SIZE: usize = 4 << 10;
 /// Bytes of results that `-k` holds back before it begins no further job.
 const REORDER_SIZE_MAX: usize = 4 << 20;
 
@@ -79,7 +81,9 @@ pub(crate) fn run(config: Config) -> Result<u8, Fatal> {
     let builder = |config: &Config| {
         let builder = builder(config);
         match keep {
-            Some(keep) => builder.on_quarantine(keep).quarantine_all(true),
+            Some(keep) => {
+                builder.on_quarantine(keep).quarantine_all(true).prints(Prints::Both { size_max: PRINTED_SIZE })
+            }
             None => builder,
         }
     };

@@ -34,7 +34,7 @@ fn decode_naively(packet: &[u8]) -> (Vec<Plain>, Option<FrameError>) {
         if !(1..=3).contains(&kind) {
             return (frames, Some(FrameError::UnknownKind(kind)));
         }
-        if flags > 3 {
+        if flags > 7 {
             return (frames, Some(FrameError::UnknownFlags(flags)));
         }
         if block_size > payload_size {
@@ -95,7 +95,7 @@ fn encode_plain(out: &mut Vec<u8>, frame: &Plain) {
 
 fn any_plain() -> impl Strategy<Value = Plain> {
     let number = || prop_oneof![Just(0), Just(u32::MAX), any::<u32>()];
-    (1u8..=3, 0u8..=3, any::<u64>(), number(), number(), vec(any::<u8>(), 0..20), vec(any::<u8>(), 0..50))
+    (1u8..=3, 0u8..=7, any::<u64>(), number(), number(), vec(any::<u8>(), 0..20), vec(any::<u8>(), 0..50))
         .prop_map(|(kind, flags, id, code, extra, block, body)| Plain { kind, flags, id, code, extra, block, body })
 }
 
@@ -174,7 +174,7 @@ proptest! {
                 header[..4].copy_from_slice(&payload_size.to_le_bytes());
                 header[4..6].copy_from_slice(&block_size.to_le_bytes());
                 header[6] = header[6] % 3 + 1;
-                header[7] %= 4;
+                header[7] %= 8;
             }
         }
         prop_assert_eq!(decode(&packet), decode_naively(&packet));

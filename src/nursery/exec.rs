@@ -10,6 +10,7 @@
 use super::{Nursery, Process, RECORD_SIZE, Report, Setup, Words, to_bytes, to_words};
 use crate::limits::{KEPT_FDS_MAX, NURSERY_START_TIMEOUT};
 use crate::nursery::Heard;
+use crate::prints::Prints;
 use crate::sys::{self, Exit, FDS_MAX, Interest, Linux, OsError, OsResult, Passed, PollFd, Received, Sent, Sys, Wait};
 use crate::worker::{EXIT_ORPHAN, EXIT_OS, Handlers};
 use std::collections::VecDeque;
@@ -70,13 +71,15 @@ struct Opening {
     job_size_max: u64,
     nice: i32,
     kept: u32,
+    prints: Prints,
 }
 
 impl Opening {
     fn encode(&self) -> [u8; OPENING_SIZE] {
-        let Self { roll: Roll { handlers, on_start, names }, job_size_max, nice, kept } = *self;
+        let Self { roll: Roll { handlers, on_start, names }, job_size_max, nice, kept, prints } = *self;
         let counts = [handlers, on_start].map(u64::from);
-        let words = [OPENING_KIND, counts[0], counts[1], names, job_size_max, nice as u32 as u64, kept.into()];
+        let nice = u64::from(nice as u32);
+        let words = [OPENING_KIND, counts[0], counts[1], names, job_size_max, nice, kept.into(), prints.to_word()];
         let mut out = [0; OPENING_SIZE];
         for (room, word) in out.chunks_exact_mut(8).zip(words) {
             room.copy_from_slice(&word.to_le_bytes());
@@ -87,7 +90,7 @@ impl Opening {
     fn decode(bytes: &[u8]) -> Option<Self> {
         let bytes: &[u8; OPENING_SIZE] = bytes.try_into().ok()?;
         let (words, rest) = bytes.split_first_chunk::<RECORD_SIZE>()?;
-        let [OPENING_KIND, handlers, on_start, names, job_size_max, nice, kept, 0] = to_words(words)? else {
+        let [OPENING_KIND, handlers, on_start, names, job_size_max, nice, kept, prints] = to_words(words)? else {
             return None;
         };
         let small = |word: u64| u32::try_from(word).ok();
@@ -95,7 +98,8 @@ impl Opening {
         let nice = small(nice)? as i32;
         let kept = small(kept)?;
         let is_sane = rest.iter().all(|&b| b == 0) && kept as usize <= KEPT_FDS_MAX && (-20..=19).contains(&nice);
-        is_sane.then_some(Self { roll, job_size_max, nice, kept })
+        let prints = Prints::from_word(prints)?;
+        is_sane.then_some(Self { roll, job_size_max, nice, kept, prints })
     }
 }
 
@@ -251,7 +255,8 @@ impl Plan {
         });
         let kept = kept.collect::<Result<Vec<_>, _>>()?;
         let job_size_max = handlers.job_size_max as u64;
-        let opening = Opening { roll: Roll::of(&handlers), job_size_max, nice, kept: kept.len() as u32 };
+        let (roll, prints) = (Roll::of(&handlers), handlers.prints);
+        let opening = Opening { roll, job_size_max, nice, kept: kept.len() as u32, prints };
         let mut title = sys::own_title();
         title.push(TITLE);
         Ok(Self { opening, kept, title })
@@ -447,6 +452,7 @@ fn prepare(sys: &Linux, socket: &mut OwnedFd, build: impl FnOnce() -> Handlers) 
         return Err(Refusal::Handlers { handlers: roll.handlers, on_start: roll.on_start }.into());
     }
     handlers.job_size_max = usize::try_from(opening.job_size_max).unwrap_or(usize::MAX);
+    handlers.prints = opening.prints;
     Ok((host, Setup { handlers, nice: opening.nice, keep_fds: numbers }))
 }
 
@@ -470,7 +476,13 @@ mod tests {
 
     fn opening() -> Opening {
         let roll = Roll { handlers: 3, on_start: 1, names: u64::MAX };
-        Opening { roll, job_size_max: 1 << 40, nice: -20, kept: KEPT_FDS_MAX as u32 }
+        Opening {
+            roll,
+            job_size_max: 1 << 40,
+            nice: -20,
+            kept: KEPT_FDS_MAX as u32,
+            prints: Prints::Both { size_max: 65_536 },
+        }
     }
 
     #[test]
@@ -511,7 +523,12 @@ mod tests {
                 let handler: crate::worker::Handler = Box::new(|_, _| Ok(()));
                 ((*name).to_owned(), handler)
             });
-            Roll::of(&Handlers { by_id: by_id.collect(), on_start: Vec::new(), job_size_max: 0 })
+            Roll::of(&Handlers {
+                by_id: by_id.collect(),
+                on_start: Vec::new(),
+                job_size_max: 0,
+                prints: Prints::default(),
+            })
         };
         assert_eq!(roll(&["ab", "c"]), roll(&["ab", "c"]));
         for other in [&["a", "bc"][..], &["c", "ab"], &["ab"], &["ab", "c", ""], &["ab", "d"]] {

@@ -14,11 +14,12 @@ use crate::chaos::Chaos;
 use crate::error::{Error, ErrorKind};
 use crate::limits::{
     GRACE, HANDLERS_MAX, HEADER_BLOCK_SIZE_MAX, JOB_SIZE_CEILING, JOB_SIZE_MAX, KEPT_FDS_MAX, OUTSTANDING_JOBS_MAX,
-    OUTSTANDING_JOBS_PER_WORKER, PACKET_SIZE_MAX, QUEUE_JOBS_MAX, QUEUE_SIZE, RECEIVE_TIMEOUT, RETRIES_MAX,
-    RETRY_BACKOFF, SEND_BUFFER_SIZE, SPAWN_TIMEOUT, STALL_TIMEOUT, WORKERS_MAX,
+    OUTSTANDING_JOBS_PER_WORKER, PACKET_SIZE_MAX, PRINTED_SIZE_MAX, QUEUE_JOBS_MAX, QUEUE_SIZE, RECEIVE_TIMEOUT,
+    RETRIES_MAX, RETRY_BACKOFF, SEND_BUFFER_SIZE, SPAWN_TIMEOUT, STALL_TIMEOUT, WORKERS_MAX,
 };
 use crate::nursery::{Nursery, Setup};
 use crate::outcome::Outcome;
+use crate::prints::Prints;
 use crate::reactor::Reactor;
 use crate::sys::{self, Interest, Linux, OsResult, Sys};
 use crate::transport::TransportKind;
@@ -46,6 +47,7 @@ pub struct Builder {
     spawn_timeout: Duration,
     receive_timeout: Duration,
     jobs_per_worker: usize,
+    prints: Prints,
     nice: i32,
     transport: TransportKind,
     pub(super) job_size_max: usize,
@@ -75,6 +77,7 @@ impl Default for Builder {
             spawn_timeout: SPAWN_TIMEOUT,
             receive_timeout: RECEIVE_TIMEOUT,
             jobs_per_worker: usize::MAX,
+            prints: Prints::default(),
             nice: 0,
             transport: TransportKind::default(),
             job_size_max: JOB_SIZE_MAX,
@@ -192,7 +195,12 @@ impl Builder {
         for hook in &mut self.on_start {
             hook().map_err(|e| Error::new(ErrorKind::Config(format!("set-up: {e}"))))?;
         }
-        let handlers = Handlers { by_id: self.handlers, on_start: Vec::new(), job_size_max: self.job_size_max };
+        let handlers = Handlers {
+            by_id: self.handlers,
+            on_start: Vec::new(),
+            job_size_max: self.job_size_max,
+            prints: Prints::PassThrough,
+        };
         Ok(job.run_here(handlers))
     }
 
@@ -233,6 +241,12 @@ impl Builder {
     /// no crash: nobody is blamed, and the next worker is started at once. Default: no worker is replaced while it lives.
     pub fn max_jobs_per_worker(mut self, jobs: usize) -> Self {
         self.jobs_per_worker = jobs;
+        self
+    }
+
+    /// What becomes of that which handlers print. Default: it goes to this process's standard error.
+    pub fn prints(mut self, prints: Prints) -> Self {
+        self.prints = prints;
         self
     }
 
@@ -307,7 +321,8 @@ impl Builder {
         }
         let terms = self.terms()?;
         let handler_names: Box<[String]> = self.handlers.iter().map(|(name, _)| name.clone()).collect();
-        let handlers = Handlers { by_id: self.handlers, on_start: self.on_start, job_size_max: self.job_size_max };
+        let Self { on_start, job_size_max, prints, .. } = self;
+        let handlers = Handlers { by_id: self.handlers, on_start, job_size_max, prints };
         let setup = Setup { handlers, nice: self.nice, keep_fds: self.keep_fds };
         // Asked before the fork, so that the nursery and the workers know the kernel's limit without asking again.
         let header_block_size_max = header_block_size_max(&sys).map_err(Error::os("asking for socket buffers"))?;
@@ -333,6 +348,7 @@ impl Builder {
             spawn_ns: nanos(self.spawn_timeout),
             receive_ns: nanos(self.receive_timeout),
             jobs_per_worker: self.jobs_per_worker,
+            prints,
         };
         // From here on the nursery must be shut down when something fails.
         let assemble = |nursery: Nursery<S>| -> Result<Engine<S>, (Error, Nursery<S>)> {
@@ -437,6 +453,10 @@ impl Builder {
         }
         if self.keep_fds.len() > KEPT_FDS_MAX {
             return config(format!("{} kept descriptors: the most is {KEPT_FDS_MAX}", self.keep_fds.len()));
+        }
+        if self.prints.is_captured() && !(1..=PRINTED_SIZE_MAX).contains(&self.prints.size_max()) {
+            let size_max = self.prints.size_max();
+            return config(format!("prints of {size_max} bytes: from 1 to {PRINTED_SIZE_MAX} can be kept of a job's"));
         }
         if !(-20..=19).contains(&self.nice) {
             return config(format!("nice of {}: it must be from -20 to 19", self.nice));

@@ -25,6 +25,7 @@ use crate::limits::{
 };
 use crate::nursery::Nursery;
 use crate::outcome::{Outcome, Reason};
+use crate::prints::{Printed, Prints};
 use crate::reactor::{Reactor, TimerId, Token};
 use crate::scheduler::{Scheduler, Service};
 use crate::sys::{OsResult, Pages, Sys};
@@ -95,6 +96,7 @@ pub(super) struct Config {
     pub(super) receive_ns: u64,
     /// `usize::MAX`: workers are not recycled.
     pub(super) jobs_per_worker: usize,
+    pub(super) prints: Prints,
 }
 
 pub(super) struct Engine<S: Sys> {
@@ -141,6 +143,8 @@ pub(super) struct Engine<S: Sys> {
     /// When it fires. Units: nanoseconds.
     pub(super) tick_at_ns: u64,
     pub(super) steal: Option<TimerId>,
+    /// When what workers print is looked at.
+    pub(super) print_timer: Option<TimerId>,
     pub(super) draining: bool,
     /// The batch whose jobs are delivered; those of earlier ones are dropped.
     pub(super) batch: u32,
@@ -180,11 +184,14 @@ pub(super) enum Alarm {
     Retry(JobIndex),
     /// A job has waited long enough for its start.
     Waited(JobIndex),
+    /// Workers may have printed much.
+    Prints,
 }
 
 impl Alarm {
     const RETRY: u64 = 1 << 63;
     const WAITED: u64 = 1 << 62;
+    const PRINTS: u64 = 1 << 61;
 
     pub(super) fn to_bits(self) -> u64 {
         match self {
@@ -194,6 +201,7 @@ impl Alarm {
             Alarm::Slot(slot) => 3 + slot as u64,
             Alarm::Retry(job) => Self::RETRY | u64::from(job.0),
             Alarm::Waited(job) => Self::WAITED | u64::from(job.0),
+            Alarm::Prints => Self::PRINTS,
         }
     }
 
@@ -202,6 +210,7 @@ impl Alarm {
             0 => Alarm::Tick,
             1 => Alarm::Steal,
             2 => Alarm::Nursery,
+            Self::PRINTS => Alarm::Prints,
             bits if bits & Self::RETRY != 0 => Alarm::Retry(JobIndex(bits as u32)),
             bits if bits & Self::WAITED != 0 => Alarm::Waited(JobIndex(bits as u32)),
             slot => Alarm::Slot((slot - 3) as usize),
@@ -231,8 +240,9 @@ pub(super) struct Parts<S: Sys> {
 pub(super) struct Ending {
     pub(super) outcome: Outcome<Vec<u8>>,
     pub(super) worker: Option<usize>,
-    pub(super) run_ns: Option<u64>,
     pub(super) quarantined: bool,
+    /// What it has printed, if that was captured.
+    pub(super) printed: Option<Printed<Vec<u8>>>,
 }
 
 /// A job that has been checked.
@@ -279,6 +289,7 @@ impl<S: Sys> Engine<S> {
             tick: None,
             tick_at_ns: 0,
             steal: None,
+            print_timer: None,
             draining: false,
             batch: BATCH_SINGLE + 1,
             batch_open: false,
@@ -598,22 +609,12 @@ impl<S: Sys> Engine<S> {
 
     /// A job that is in no slot and no queue any more has this outcome.
     pub(super) fn finish(&mut self, job: JobIndex, outcome: Outcome<Vec<u8>>, worker: Option<usize>) {
-        self.finish_timed(job, outcome, worker, None);
-    }
-
-    pub(super) fn finish_timed(
-        &mut self,
-        job: JobIndex,
-        outcome: Outcome<Vec<u8>>,
-        worker: Option<usize>,
-        run_ns: Option<u64>,
-    ) {
-        self.finish_as(job, Ending { outcome, worker, run_ns, quarantined: false });
+        self.finish_as(job, Ending { outcome, worker, quarantined: false, printed: None });
     }
 
     /// As [`Engine::finish`].
     pub(super) fn finish_as(&mut self, job: JobIndex, ending: Ending) {
-        let Ending { outcome, worker, run_ns, quarantined } = ending;
+        let Ending { outcome, worker, quarantined, printed } = ending;
         self.count(&outcome);
         let r = self.table.get(job);
         let (tag, batch, tried, ticket) = (r.tag, r.batch, r.attempts, self.table.ticket(job));
@@ -621,7 +622,8 @@ impl<S: Sys> Engine<S> {
         let receipt = self.receipt(label, None);
         self.forget(job);
         if self.is_wanted(batch) {
-            self.keep(Finished { ticket, tag, batch, outcome, tried, worker, run_ns, receipt, quarantined });
+            let run_ns = None;
+            self.keep(Finished { ticket, tag, batch, outcome, tried, worker, run_ns, receipt, quarantined, printed });
         }
     }
 

@@ -5,6 +5,7 @@ use super::table::Ticket;
 use super::terms::JobLimits;
 use crate::frame::push_header;
 use crate::outcome::{Outcome, Reason};
+use crate::prints::Printed;
 use crate::worker::{self, Handlers};
 use std::time::Duration;
 
@@ -120,9 +121,10 @@ pub struct Completion<'a> {
     pub(super) run_ns: Option<u64>,
     pub(super) receipt: Option<Box<Receipt>>,
     pub(super) quarantined: bool,
+    pub(super) printed: Option<Printed<&'a [u8]>>,
 }
 
-impl Completion<'_> {
+impl<'a> Completion<'a> {
     /// The slot of the worker that ran it; `None` when it never started.
     pub fn worker(&self) -> Option<usize> {
         self.worker
@@ -148,6 +150,18 @@ impl Completion<'_> {
     pub fn run_time(&self) -> Option<Duration> {
         self.run_ns.map(Duration::from_nanos)
     }
+
+    /// The end of what an unsuccessful job has printed, on standard output and standard error alike, if
+    /// [`Builder::prints`](crate::Builder::prints) has it captured; `None` when there is nothing. Of a job that was tried
+    /// several times, what the last attempt has printed.
+    pub fn printed(&self) -> Option<&'a [u8]> {
+        self.printed.map(|printed| printed.bytes)
+    }
+
+    /// How many bytes the job had printed before those that were kept. Units: bytes.
+    pub fn printed_cut(&self) -> u64 {
+        self.printed.map_or(0, |printed| printed.cut)
+    }
 }
 
 /// A completion that waits to be delivered.
@@ -162,14 +176,16 @@ pub(super) struct Finished {
     pub(super) run_ns: Option<u64>,
     pub(super) receipt: Option<Box<Receipt>>,
     pub(super) quarantined: bool,
+    pub(super) printed: Option<Printed<Vec<u8>>>,
 }
 
 impl Finished {
     pub(super) fn size(&self) -> usize {
+        let printed = self.printed.as_ref().map_or(0, |printed| printed.bytes.len());
         match &self.outcome {
             Outcome::Done(body) => body.len(),
-            Outcome::Failed { message, .. } => message.len(),
-            _ => 0,
+            Outcome::Failed { message, .. } => message.len() + printed,
+            _ => printed,
         }
     }
 
@@ -180,6 +196,7 @@ impl Finished {
         };
         let Self { ticket, tag, tried, worker, run_ns, quarantined, .. } = *self;
         let receipt = self.receipt.clone();
-        Completion { ticket, tag, outcome, tried, worker, run_ns, receipt, quarantined }
+        let printed = self.printed.as_ref().map(Printed::as_ref);
+        Completion { ticket, tag, outcome, tried, worker, run_ns, receipt, quarantined, printed }
     }
 }

@@ -15,6 +15,7 @@ mod journal;
 mod lane;
 mod pause;
 mod place;
+mod prints;
 mod quarantine;
 mod receipt;
 mod receive;
@@ -337,6 +338,9 @@ impl<S: Sys> Engine<S> {
         }
         if let Some(nursery) = self.lost_nursery.take() {
             nursery.shut_down();
+        }
+        for slot in 0..self.slots.len() {
+            self.take_printed(slot, false);
         }
     }
 }

@@ -24,6 +24,8 @@ pub struct Capsule<'a> {
     pub crash: Crash,
     /// What that worker had used in all its life, if anybody could say.
     pub usage: Option<Usage>,
+    /// The end of what it printed in its last attempt, if that is captured; see [`Prints`](crate::Prints).
+    pub printed: Option<&'a [u8]>,
 }
 
 impl<'a> Capsule<'a> {
@@ -38,13 +40,13 @@ pub(super) type Quarantine = Box<dyn FnMut(&Capsule<'_>) + Send>;
 
 impl<S: Sys> Engine<S> {
     /// A job whose bytes are still there is over with this outcome: if it has to be quarantined, its capsule is handed out.
-    /// Returns whether it had to be.
+    /// Returns whether it had to be. `started`: with what is known of its worker's usage.
     pub(super) fn quarantine(
         &mut self,
         label: Label,
         outcome: &Outcome<Vec<u8>>,
-        started: bool,
-        usage: Option<Usage>,
+        started: Option<Option<Usage>>,
+        printed: Option<&[u8]>,
     ) -> bool {
         let Outcome::Crashed(crash) = *outcome else { return false };
         let tried = if self.table.is_filled(label.job) { self.table.get(label.job).attempts } else { 0 };
@@ -54,9 +56,9 @@ impl<S: Sys> Engine<S> {
         self.stats.quarantined += 1;
         let Some(mut hook) = self.on_quarantine.take() else { return true };
         let handler = &self.handler_names[label.handler as usize];
-        let attempts = tried + u32::from(started);
+        let (attempts, usage) = (tried + u32::from(started.is_some()), started.flatten());
         let hand_out = |header_block: &[u8], body: &[u8]| {
-            hook(&Capsule { tag: label.tag, handler, header_block, body, attempts, crash, usage });
+            hook(&Capsule { tag: label.tag, handler, header_block, body, attempts, crash, usage, printed });
         };
         self.with_bytes(label, hand_out);
         self.on_quarantine = Some(hook);

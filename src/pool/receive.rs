@@ -12,11 +12,12 @@ use super::slot::{Doom, Life};
 use super::table::{Label, Ticket};
 use crate::assembly::{Assembly, Taken};
 use crate::frame::{
-    FLAG_FRAGMENT, FLAG_TIMED, Frame, Frames, Header, Kind, Metering, RESULT_PREFIX_SIZE_MAX, RESULT_TIMES_SIZE,
-    Status, frame_size, result_prefix_size,
+    self, FLAG_FRAGMENT, FLAG_PRINTED, FLAG_TIMED, Frame, Frames, Header, Kind, Metering, RESULT_PREFIX_SIZE_MAX,
+    RESULT_TIMES_SIZE, Status, frame_size, result_prefix_size,
 };
 use crate::limits::{DRAINS_MAX, PACKET_SIZE_MAX, PACKETS_PER_TURN, RING_SIZE};
 use crate::outcome::{Outcome, Reason};
+use crate::prints::Printed;
 use crate::sync::{Ordering, fence};
 use crate::sys::{Pages, Received, Sys};
 use std::io::IoSliceMut;
@@ -197,7 +198,17 @@ impl<S: Sys> Engine<S> {
                 // Made where it is taken: a completion that is moved on its way is stored and loaded again.
                 sink.take(
                     engine,
-                    Completion { ticket, tag, outcome, tried: 0, worker, run_ns, receipt: None, quarantined: false },
+                    Completion {
+                        tried: 0,
+                        receipt: None,
+                        quarantined: false,
+                        printed: None,
+                        ticket,
+                        tag,
+                        outcome,
+                        worker,
+                        run_ns,
+                    },
                 );
                 continue;
             }
@@ -212,7 +223,17 @@ impl<S: Sys> Engine<S> {
                 let (worker, run_ns) = (Some(slot), Some(u64::from(frame.header.extra)));
                 sink.take(
                     engine,
-                    Completion { ticket, tag, outcome, tried: 0, worker, run_ns, receipt: None, quarantined: false },
+                    Completion {
+                        tried: 0,
+                        receipt: None,
+                        quarantined: false,
+                        printed: None,
+                        ticket,
+                        tag,
+                        outcome,
+                        worker,
+                        run_ns,
+                    },
                 );
                 continue;
             }
@@ -375,6 +396,14 @@ impl<S: Sys> Engine<S> {
             return self.kill(slot, Doom::Hostile);
         };
         let metering = if prefix.is_empty() { None } else { Some(Metering::decode(prefix)) };
+        let (printed, body) = if header.flags & FLAG_PRINTED != 0 {
+            match frame::split_printed(body) {
+                Some((cut, bytes, body)) if self.may_bring(header, bytes) => (Some(Printed { bytes, cut }), body),
+                _ => return self.kill(slot, Doom::Hostile),
+            }
+        } else {
+            (None, body)
+        };
         let Some(status) = Status::from_code(header.code) else { return self.kill(slot, Doom::Hostile) };
         let label = self.slots[slot].journal.entry(position).label;
         if self.hook.is_some() {
@@ -411,7 +440,12 @@ impl<S: Sys> Engine<S> {
         let receipt = self.receipt(label, metering.as_ref());
         let over = Over { receipt, ..self.book_result(slot, position, header.extra) };
         self.count(&outcome);
-        self.hand_over(over, outcome, sink);
+        self.hand_over(over, outcome, printed, sink);
+    }
+
+    /// Whether an honest worker's result brings these bytes that its job has printed.
+    fn may_bring(&self, header: &Header, printed: &[u8]) -> bool {
+        header.code != Status::Done as u32 && printed.len() <= self.config.prints.size_max()
     }
 
     /// The job at `position` has started and is over, or this attempt is: it leaves its slot.
@@ -443,7 +477,13 @@ impl<S: Sys> Engine<S> {
     }
 
     /// Hands a result to its taker, or keeps it.
-    fn hand_over<F: Sink<S>>(&mut self, over: Over, outcome: Outcome<&[u8]>, sink: Option<&mut F>) {
+    fn hand_over<F: Sink<S>>(
+        &mut self,
+        over: Over,
+        outcome: Outcome<&[u8]>,
+        printed: Option<Printed<&[u8]>>,
+        sink: Option<&mut F>,
+    ) {
         let Over { slot, label, tried, run_ns, receipt } = over;
         let (tag, batch, ticket) = (label.tag, label.batch, label.ticket());
         if !self.is_wanted(batch) {
@@ -456,13 +496,25 @@ impl<S: Sys> Engine<S> {
                 self.note_ticket(Step::Delivered, ticket, tag, worker);
                 sink.take(
                     self,
-                    Completion { ticket, tag, outcome, tried, worker, run_ns, receipt, quarantined: false },
+                    Completion { ticket, tag, outcome, tried, worker, run_ns, receipt, quarantined: false, printed },
                 );
             }
             _ => {
                 let outcome = outcome.map(<[u8]>::to_vec);
+                let printed = printed.map(|p| Printed { bytes: p.bytes.to_vec(), cut: p.cut });
                 let quarantined = false;
-                self.keep(Finished { ticket, tag, batch, outcome, tried, worker, run_ns, receipt, quarantined });
+                self.keep(Finished {
+                    ticket,
+                    tag,
+                    batch,
+                    outcome,
+                    tried,
+                    worker,
+                    run_ns,
+                    receipt,
+                    quarantined,
+                    printed,
+                });
             }
         }
     }

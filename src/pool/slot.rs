@@ -7,6 +7,7 @@ use super::journal::{Journal, Position};
 use crate::assembly::Assembly;
 use crate::claim::{self, FrameId};
 use crate::limits::{RING_SIZE, WINDOW_JOBS_MAX};
+use crate::prints::PrintFile;
 use crate::reactor::TimerId;
 use crate::slot::{SlotFile, SlotMemory};
 use crate::sys::{OsResult, Pid, Sys, Usage};
@@ -58,6 +59,8 @@ pub(super) struct Slot {
     pub(super) lifeline: Option<OwnedFd>,
     pub(super) file: SlotFile,
     pub(super) memory: SlotMemory,
+    /// What the worker prints, if that is captured.
+    pub(super) prints: Option<PrintFile>,
     pub(super) journal: Journal,
     pub(super) epoch: u32,
     /// Number of the next frame to be appended.
@@ -122,6 +125,7 @@ impl Slot {
             lifeline: None,
             file,
             memory,
+            prints: None,
             journal,
             epoch: first_seq,
             next_seq: first_seq,

@@ -11,6 +11,7 @@ use crate::limits::{
 };
 use crate::nursery::{Command, Heard, Nursery, Parcel, Report};
 use crate::outcome::{Crash, CrashCause, Outcome, Reason};
+use crate::prints::Printed;
 use crate::slot::Phase;
 use crate::sys::{self, Exit, Interest, OsError, OsResult, PollFd, Readiness, Sys};
 use std::os::fd::AsFd;
@@ -34,27 +35,30 @@ impl<S: Sys> Engine<S> {
             return Ok(());
         }
         debug_assert_eq!(self.slots[slot].life, Life::Empty);
-        let Some(nursery) = self.nursery.as_mut().filter(|nursery| nursery.is_ready()) else {
+        if !self.nursery.as_ref().is_some_and(Nursery::is_ready) {
             // The next nursery begins with the empty slots.
             if !self.may_fork() {
                 self.give_up(slot);
             }
             return Ok(());
-        };
+        }
         if self.slots[slot].needs_memory {
             self.slots[slot].renew_memory(&self.sys)?;
         }
         let (socket, theirs) = self.sys.socketpair()?;
         let (lifeline, worker_lifeline) = self.sys.socketpair()?;
         let file = sys::duplicate(self.slots[slot].file.as_fd())?;
+        let (print_file, their_print_file) = self.new_print_file()?.unzip();
         self.transport.attach(&mut self.reactor, slot, socket)?;
+        let Some(nursery) = &mut self.nursery else { return Ok(()) };
         // Nothing can fail any more but the nursery itself.
         let now_ns = self.sys.now_ns();
         let s = &mut self.slots[slot];
         s.begin_incarnation(now_ns, self.config.jobs_per_worker);
         s.lifeline = Some(lifeline);
+        s.prints = print_file;
         let command = Command::Spawn { slot: slot as u32, generation: s.generation };
-        let parcel = Parcel { socket: theirs, file, lifeline: worker_lifeline };
+        let parcel = Parcel { socket: theirs, file, lifeline: worker_lifeline, print_file: their_print_file };
         let sent = nursery.command(command, Some(parcel));
         self.scheduler.limit(slot, self.config.jobs_per_worker);
         self.scheduler.open(slot);
@@ -381,6 +385,8 @@ impl<S: Sys> Engine<S> {
         };
         let doom = s.doom.take();
         s.life = Life::Empty;
+        // Of several jobs that count as started nobody knows which has printed it.
+        let mut printed = self.take_printed(slot, started == 1);
         for _ in 0..started {
             let outcome = match &doom {
                 Some(Doom::TimedOut { after }) => Outcome::TimedOut { after: *after },
@@ -394,7 +400,7 @@ impl<S: Sys> Engine<S> {
                     oom: None,
                 }),
             };
-            self.settle_started(slot, outcome);
+            self.settle_started(slot, outcome, printed.take());
         }
         let s = &self.slots[slot];
         // A large job that was on its way in counts as sent: it may be what the worker died of.
@@ -407,7 +413,7 @@ impl<S: Sys> Engine<S> {
     }
 
     /// The first job of this slot that has no result has this outcome.
-    fn settle_started(&mut self, slot: usize, outcome: Outcome<Vec<u8>>) {
+    fn settle_started(&mut self, slot: usize, outcome: Outcome<Vec<u8>>, printed: Option<Printed<Vec<u8>>>) {
         let s = &self.slots[slot];
         let position = s.journal.next_live(s.due);
         debug_assert!(position < s.sent, "what started was sent");
@@ -416,10 +422,11 @@ impl<S: Sys> Engine<S> {
             return self.try_again(slot, position);
         }
         let usage = self.slots[slot].exit_usage;
-        let quarantined = self.quarantine(label, &outcome, true, usage);
+        let tail = printed.as_ref().map(|p| &p.bytes[..]);
+        let quarantined = self.quarantine(label, &outcome, Some(usage), tail);
         self.leave_settled(slot, position);
         self.table.recall(label);
-        self.finish_as(label.job, Ending { outcome, worker: Some(slot), run_ns: None, quarantined });
+        self.finish_as(label.job, Ending { outcome, worker: Some(slot), quarantined, printed });
     }
 
     /// A worker died, or had to be killed, with nothing running: the job that was next in line is charged with it.
@@ -429,9 +436,9 @@ impl<S: Sys> Engine<S> {
         r.charges += 1;
         if r.charges >= CHARGES_MAX {
             let outcome = Outcome::Crashed(Crash { cause: CrashCause::NeverStarted, oom: None });
-            let quarantined = self.quarantine(self.table.label(job), &outcome, false, None);
+            let quarantined = self.quarantine(self.table.label(job), &outcome, None, None);
             self.drop_front(job);
-            self.finish_as(job, Ending { outcome, worker: None, run_ns: None, quarantined });
+            self.finish_as(job, Ending { outcome, worker: None, quarantined, printed: None });
         }
     }
 
@@ -486,6 +493,10 @@ impl<S: Sys> Engine<S> {
                 Ok(())
             }
             Alarm::Nursery => self.on_nursery_alarm(),
+            Alarm::Prints => {
+                self.on_print_alarm(now_ns);
+                Ok(())
+            }
             Alarm::Slot(slot) => {
                 self.slots[slot].timer = None;
                 match self.slots[slot].life {
@@ -537,6 +548,7 @@ impl<S: Sys> Engine<S> {
     fn start_ticking(&mut self) {
         let now_ns = self.sys.now_ns();
         self.set_tick(now_ns + self.period_ns());
+        self.watch_prints(now_ns);
     }
 
     /// A job with a timeout has joined others that have none, or longer ones: the tick may have to come sooner.

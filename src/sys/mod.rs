@@ -26,6 +26,7 @@ mod fault;
 mod fork;
 mod memory;
 mod pidfd;
+mod print;
 mod process;
 mod role;
 mod signal;
@@ -50,6 +51,7 @@ pub(crate) use cli::*;
 pub(crate) use exec::*;
 #[cfg(feature = "cli")]
 pub(crate) use memory::SharedCounters;
+pub(crate) use print::*;
 pub(crate) use process::*;
 #[cfg(feature = "cli")]
 pub(crate) use signal::{block_all, die_by_signal, stop_by};

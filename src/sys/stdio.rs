@@ -53,6 +53,18 @@ pub(crate) fn flush_c_stdio_if_any() {
     }
 }
 
+/// From now on C's standard output is written line by line, as to a terminal: a process that is killed has said its last
+/// whole line.
+///
+/// # Source
+/// `setvbuf(3)`
+pub(crate) fn line_buffer_c_stdout() {
+    // SAFETY: `stdout` is a C global that is set before main and that we only read.
+    let stream = unsafe { stdout };
+    // SAFETY: `stream` is the C library's own open stream; a null buffer leaves it the one that it has.
+    unsafe { libc::setvbuf(stream, std::ptr::null_mut(), libc::_IOLBF, 0) };
+}
+
 unsafe extern "C" {
     /// C's standard output, `stdin(3)`.
     static stdout: *mut libc::FILE;

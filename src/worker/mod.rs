@@ -7,6 +7,7 @@
 //!
 //! The nursery calls [`run`] right after the fork.
 
+mod capture;
 mod meter;
 mod out;
 mod reply;
@@ -17,9 +18,11 @@ use crate::claim::{Claim, FrameId};
 use crate::frame::{FLAG_FRAGMENT, Frame, Frames, Header, Headers, Kind, Status};
 use crate::limits::{PACKET_SIZE_MAX, PRINTING_NS_MIN, RESULT_DELAY_NS, SEND_BUFFER_SIZE};
 use crate::outcome::Outcome;
+use crate::prints::Prints;
 use crate::slot::{Phase, SlotMemory};
 use crate::spin::Spin;
 use crate::sys::{self, OsError, OsResult, Received, Sys, TickClock, Wait};
+use capture::Capture;
 use meter::Meter;
 use out::Out;
 pub use reply::Reply;
@@ -87,6 +90,7 @@ pub(crate) struct Handlers {
     pub(crate) on_start: Vec<StartHook>,
     /// Largest job body and reply. Units: bytes.
     pub(crate) job_size_max: usize,
+    pub(crate) prints: Prints,
 }
 
 /// What a worker has of its own.
@@ -96,6 +100,9 @@ pub(crate) struct Worker<'h, S: Sys> {
     /// Never read: it is armed, and the kernel kills this process when the host closes the other end.
     _lifeline: OwnedFd,
     out: Out<S>,
+    /// The file to be printed into, until set-up is over.
+    print_file: Option<OwnedFd>,
+    capture: Option<Capture>,
     handlers: &'h mut Handlers,
     large: Option<LargeJob>,
     /// Memory of the last large job, to be used again.
@@ -119,6 +126,7 @@ pub(crate) fn run<S: Sys>(
     socket: OwnedFd,
     _lifeline: OwnedFd,
     memory: SlotMemory,
+    print_file: Option<OwnedFd>,
     handlers: &mut Handlers,
 ) -> ! {
     // A panic is reported as the job's outcome; on standard error it would be noise among the host's own lines.
@@ -132,6 +140,8 @@ pub(crate) fn run<S: Sys>(
         socket,
         _lifeline,
         out,
+        print_file,
+        capture: None,
         handlers,
         large: None,
         spare: Vec::new(),
@@ -172,6 +182,9 @@ impl<S: Sys> Worker<'_, S> {
             return Ok(Left::StartFailed);
         }
         sys::flush_stdio();
+        if let Some(file) = self.print_file.take() {
+            self.capture = Some(Capture::start(file, self.handlers.prints, self.out.attached_size_max())?);
+        }
         self.out.message(Kind::Hello, 0, Status::Done, b"", 0, 0);
         self.out.flush(self.socket.as_fd())?;
         self.serve()
@@ -189,6 +202,9 @@ impl<S: Sys> Worker<'_, S> {
             };
             self.now_ns = self.sys.now_ns();
             self.clock.set(self.now_ns);
+            if let Some(capture) = &mut self.capture {
+                capture.arrive(self.out.control());
+            }
             if let Some(large) = &mut self.large
                 && large.assembly.take(&mut packet, size) == Taken::Fragment
             {
@@ -340,6 +356,18 @@ impl<S: Sys> Worker<'_, S> {
         }
         let prefix = meter.end(self.now_ns, end_ns);
         self.now_ns = end_ns;
+        let print_end = match &mut self.capture {
+            None => None,
+            Some(capture) => {
+                let has_failed = !matches!(result, Ok(Ok(()))) || spilled.size() > self.handlers.job_size_max;
+                let (attached, control) = self.out.attached_mut();
+                let end = capture.collect(has_failed, attached, control);
+                // What that took is not the next job's time.
+                self.now_ns = self.sys.now_ns();
+                self.clock.set(self.now_ns);
+                end
+            }
+        };
         let extra = u32::try_from(run_ns).unwrap_or(u32::MAX);
         match result {
             Ok(Ok(())) => {
@@ -359,6 +387,9 @@ impl<S: Sys> Worker<'_, S> {
                 let text = panic_message(&*panic);
                 self.out.failure(job.id, Status::Panicked, text.as_bytes(), extra, &prefix, end_ns);
             }
+        }
+        if let Some(capture) = &mut self.capture {
+            capture.pass(print_end, self.out.control());
         }
         Ok(None)
     }

@@ -6,10 +6,10 @@
 use super::JobFrame;
 use super::meter::{self, Prefix};
 use super::reply::{Reply, Spilled};
-use crate::frame::{self, FLAG_FRAGMENT, Header, Kind, Status};
+use crate::frame::{self, FLAG_FRAGMENT, FLAG_PRINTED, Header, Kind, RESULT_PREFIX_SIZE_MAX, Status};
 use crate::limits::{
     FRAGMENT_PREFIX_SIZE, FRAME_ALIGN, FRAME_HEADER_SIZE, MESSAGE_SIZE_MAX, PACK_SIZE_MAX, PACKET_SIZE_MAX,
-    SPARE_SIZE_MAX,
+    PRINTED_PREFIX_SIZE, SPARE_SIZE_MAX,
 };
 use crate::slot::{Control, Phase, SlotMemory};
 use crate::sys::{self, OsError, OsResult, Sent, Sys, Wait};
@@ -29,12 +29,15 @@ pub(super) struct Out<S: Sys> {
     packet_size_max: usize,
     /// A reply that outgrew its place; kept so that its memory is used again.
     spill: Vec<u8>,
+    /// What the failed job in hand has printed, as it stands in its result; empty if nothing.
+    attached: Vec<u8>,
 }
 
 impl<S: Sys> Out<S> {
     pub(super) fn new(sys: S, memory: SlotMemory) -> Self {
         let packet_size_max = PACKET_SIZE_MAX;
-        Self { sys, memory, published: 0, sent: 0, oldest_ns: 0, packet_size_max, spill: Vec::new() }
+        let (spill, attached) = (Vec::new(), Vec::new());
+        Self { sys, memory, published: 0, sent: 0, oldest_ns: 0, packet_size_max, spill, attached }
     }
 
     pub(super) fn set_packet_size_max(&mut self, size: usize) {
@@ -45,6 +48,16 @@ impl<S: Sys> Out<S> {
     #[inline]
     pub(super) fn control(&self) -> &Control {
         self.memory.control()
+    }
+
+    /// Room for what the next failure is to bring along.
+    pub(super) fn attached_mut(&mut self) -> (&mut Vec<u8>, &Control) {
+        (&mut self.attached, self.memory.control())
+    }
+
+    /// Printed bytes that fit one packet with any failure.
+    pub(super) fn attached_size_max(&self) -> usize {
+        self.packet_size_max - FRAME_HEADER_SIZE - RESULT_PREFIX_SIZE_MAX - PRINTED_PREFIX_SIZE - MESSAGE_SIZE_MAX
     }
 
     fn unsent(&self) -> usize {
@@ -170,7 +183,7 @@ impl<S: Sys> Out<S> {
         self.publish(size, now_ns);
     }
 
-    /// Writes how a job failed, behind what is asked for of it. Long text is cut.
+    /// Writes how a job failed, behind what is asked for of it and what is attached. Long text is cut.
     pub(super) fn failure(
         &mut self,
         id: u64,
@@ -181,8 +194,12 @@ impl<S: Sys> Out<S> {
         end_ns: u64,
     ) {
         let text = &text[..text.len().min(MESSAGE_SIZE_MAX)];
-        let (prefix, flags) = meter::parts(prefix);
-        let body = [prefix, text].concat();
+        let (prefix, mut flags) = meter::parts(prefix);
+        if !self.attached.is_empty() {
+            flags |= FLAG_PRINTED;
+        }
+        let body = [prefix, &self.attached, text].concat();
+        self.attached.clear();
         let size = frame::frame_size(body.len());
         let (kind, code) = (Kind::Result, status as u32);
         let header = Header { payload_size: 0, header_block_size: 0, kind, flags, id, code, extra };
