@@ -65,12 +65,13 @@ pub use chaos::{Chaos, Fate};
 pub use error::{Error, ErrorKind, TrySubmitError};
 pub use outcome::{Crash, CrashCause, Outcome, Reason};
 pub use pool::{
-    Builder, Capsule, Completion, HandlerId, HandlerRef, Job, JobLimits, JobUsage, Pool, Receipt, Stats, Submitter,
-    Ticket, init,
+    Builder, Capsule, Completion, HandlerId, HandlerRef, Health, Job, JobLimits, JobUsage, Pool, Receipt, SlotHealth,
+    SlotState, Stats, Submitter, Ticket, init,
 };
 pub use prints::Prints;
+pub use sys::Resource;
 pub use transport::TransportKind;
-pub use worker::{HandlerError, Reply, Request};
+pub use worker::{HandlerError, MemoryLimitKind, Reply, Request, WorkerInfo};
 
 /// The README's program runs as it stands.
 #[cfg(doctest)]

@@ -83,6 +83,16 @@ pub const ORDER_WINDOW_SIZE: usize = 8 << 20;
 pub const HANDLERS_MAX: usize = 4096;
 /// Descriptors that workers may be asked to keep.
 pub const KEPT_FDS_MAX: usize = 256;
+/// Least growth of memory after set-up that a worker may be limited to: it needs a packet's room and its stack. Units: bytes.
+pub const MEMORY_LIMIT_MIN: u64 = 8 << 20;
+/// Names that are tried for a pool's control group.
+pub const GROUP_NAME_TRIES: u32 = 64;
+/// Added to the host's own for its workers: how much likelier they are killed when the machine's memory is short.
+pub const OOM_SCORE_RAISE: i32 = 300;
+/// Bounds of it, by `proc_pid_oom_score_adj(5)`.
+pub const OOM_SCORE_MIN: i32 = -1000;
+/// As [`OOM_SCORE_MIN`].
+pub const OOM_SCORE_MAX: i32 = 1000;
 /// Times that a job may be next in line when a worker dies with nothing running, until it is called the cause.
 pub const CHARGES_MAX: u8 = 3;
 
@@ -107,6 +117,14 @@ pub const RECEIVE_TIMEOUT: Duration = Duration::from_secs(10);
 pub const GRACE: Duration = Duration::from_millis(100);
 /// After `SIGKILL`, how long until a worker is reported as impossible to kill and its memory given up.
 pub const KILL_TIMEOUT: Duration = Duration::from_secs(5);
+/// How often, at most, one worker's memory is looked at while it has jobs. Units: one `read` of `/proc/PID/statm` each.
+pub const MEMORY_SAMPLE_PERIOD: Duration = Duration::from_millis(100);
+/// Least age that workers may be replaced at.
+pub const WORKER_AGE_MIN: Duration = Duration::from_millis(100);
+/// Workers that started together are replaced one after the other, over this part of their age: one over so much.
+pub const WORKER_AGE_SPREAD: u64 = 8;
+/// How long the processes in a control group that is to be removed are waited for.
+pub const GROUP_REMOVE_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long a worker that has done the last job that it may do has to leave, then it is killed.
 pub const LEAVE_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long `Drop` waits for the nursery to end everything; then it kills the nursery.

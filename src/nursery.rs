@@ -19,7 +19,7 @@ use crate::sys::{
     self, Exit, ExitReport, Forked, Interest, OsError, OsResult, Passed, Pid, PollFd, Received, Sent, SignalFd,
     SignalSet, Sys, Usage, Wait,
 };
-use crate::worker::{self, EXIT_ORPHAN, EXIT_OS, Handlers};
+use crate::worker::{self, EXIT_ORPHAN, EXIT_OS, Handlers, OomWatch, WorkerInfo};
 use exec::Refusal;
 use std::collections::VecDeque;
 use std::io::{IoSlice, IoSliceMut};
@@ -55,8 +55,8 @@ pub(crate) enum Report {
     SpawnFailed { slot: u32, generation: u32, errno: i32 },
     /// The command has been carried out.
     Obeyed,
-    /// It has ended, its group is killed, and it is reaped.
-    Exited { slot: u32, generation: u32, report: ExitReport },
+    /// It has ended, its group is killed, and it is reaped; `oom` as in [`OomWatch::verdict`].
+    Exited { slot: u32, generation: u32, report: ExitReport, oom: Option<bool> },
     /// An executed nursery has built its handlers and serves.
     Ready,
     /// An executed nursery does not serve, and ends.
@@ -121,11 +121,12 @@ impl Report {
             Report::SpawnFailed { slot, generation, errno } => {
                 [2, slot.into(), generation.into(), errno as u64, 0, 0, 0, 0]
             }
-            Report::Exited { slot, generation, report } => {
+            Report::Exited { slot, generation, report, oom } => {
                 let (kind, value) = match report.exit {
                     Exit::Code(n) => (3, n),
                     Exit::Signal(n) => (4, n),
                 };
+                let kind = kind | oom.map_or(0, |oom| 1 + u64::from(oom)) << 8;
                 let Usage { user_us, system_us, resident_max_kib } = report.usage;
                 [kind, slot.into(), generation.into(), value as u64, user_us, system_us, resident_max_kib, 0]
             }
@@ -152,10 +153,16 @@ impl Report {
         let generation = u32::try_from(generation).ok()?;
         let value = i32::try_from(value).ok()?;
         let usage = Usage { user_us, system_us, resident_max_kib };
-        let exited = |exit| Report::Exited { slot, generation, report: ExitReport { exit, usage } };
-        Some(match kind {
-            1 => Report::Spawned { slot, generation, pid: value },
-            2 => Report::SpawnFailed { slot, generation, errno: value },
+        let oom = match kind >> 8 {
+            0 => None,
+            1 => Some(false),
+            2 => Some(true),
+            _ => return None,
+        };
+        let exited = |exit| Report::Exited { slot, generation, report: ExitReport { exit, usage }, oom };
+        Some(match kind & 0xff {
+            1 if oom.is_none() => Report::Spawned { slot, generation, pid: value },
+            2 if oom.is_none() => Report::SpawnFailed { slot, generation, errno: value },
             3 => exited(Exit::Code(value)),
             4 => exited(Exit::Signal(value)),
             _ => return None,
@@ -407,6 +414,7 @@ struct Process<S: Sys> {
     reports: VecDeque<Report>,
     /// Scratch for the list of children.
     pids: Vec<Pid>,
+    oom: OomWatch,
 }
 
 impl<S: Sys> Process<S> {
@@ -423,9 +431,11 @@ impl<S: Sys> Process<S> {
         sys::close_all_except(&keep)?;
         sys::detach_stdio()?;
         let (children, pids) = (Vec::new(), Vec::new());
-        let mut process = Self { sys, socket, host, signals, setup, children, reports, pids };
+        let oom = OomWatch::new(&setup.handlers.limits);
+        let mut process = Self { sys, socket, host, signals, setup, children, reports, pids, oom };
         let result = process.serve();
         process.end_everything();
+        process.oom.remove_groups();
         result
     }
 
@@ -531,7 +541,8 @@ impl<S: Sys> Process<S> {
         let file = SlotFile::from_fd(file);
         let Ok(memory) = file.map(&self.sys) else { sys::exit_now(EXIT_OS) };
         drop(file);
-        worker::run(self.sys.clone(), socket, lifeline, memory, print_file, &mut self.setup.handlers)
+        let info = WorkerInfo { slot: slot as usize, generation };
+        worker::run(self.sys.clone(), socket, lifeline, memory, print_file, &mut self.setup.handlers, info)
     }
 
     /// Tells the host of a fresh fork, however long it does not listen. `false`: it is gone.
@@ -625,7 +636,8 @@ impl<S: Sys> Process<S> {
             }
             let Some(report) = self.sys.reap(pid)? else { continue };
             if let Some(c) = child.map(|i| self.children.swap_remove(i)) {
-                self.report(Report::Exited { slot: c.slot, generation: c.generation, report })?;
+                let oom = self.oom.verdict(c.slot, report.exit);
+                self.report(Report::Exited { slot: c.slot, generation: c.generation, report, oom })?;
             }
         }
         if leftovers {
@@ -689,8 +701,19 @@ mod tests {
         for report in [
             Report::Spawned { slot: 0, generation: u32::MAX, pid: i32::MAX },
             Report::SpawnFailed { slot: 7, generation: 1, errno: 11 },
-            Report::Exited { slot: 1, generation: 2, report: ExitReport { exit: Exit::Code(255), usage } },
-            Report::Exited { slot: 1, generation: 2, report: ExitReport { exit: Exit::Signal(9), usage } },
+            Report::Exited { slot: 1, generation: 2, report: ExitReport { exit: Exit::Code(255), usage }, oom: None },
+            Report::Exited {
+                slot: 1,
+                generation: 2,
+                report: ExitReport { exit: Exit::Signal(9), usage },
+                oom: Some(true),
+            },
+            Report::Exited {
+                slot: 1,
+                generation: 2,
+                report: ExitReport { exit: Exit::Signal(9), usage },
+                oom: Some(false),
+            },
             Report::Obeyed,
             Report::Ready,
             Report::Refused(Refusal::Handlers { handlers: u32::MAX, on_start: 0 }),

@@ -12,7 +12,7 @@ use crate::claim::{ClaimWord, FrameId};
 use crate::limits::{CONTROL_SIZE, RING_SIZE};
 use crate::ring::{Publication, RingMemory};
 use crate::sync::{AtomicU32, AtomicU64, Ordering};
-use crate::sys::{OsResult, Sharing, Sys};
+use crate::sys::{self, OsResult, Sharing, Sys};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 /// Bytes of a slot's memory file.
@@ -26,6 +26,8 @@ pub enum Phase {
     Working = 0,
     /// Waiting until the host takes results.
     WaitingForRoom = 1,
+    /// Dying because it could not have more memory.
+    OutOfMemory = 2,
 }
 
 /// The control page's words.
@@ -71,10 +73,10 @@ impl Control {
     #[inline]
     pub fn phase(&self) -> Phase {
         // Relaxed: a hint that carries no data; a stale one is corrected a sampling period later.
-        if self.phase.load(Ordering::Relaxed) == Phase::WaitingForRoom as u32 {
-            Phase::WaitingForRoom
-        } else {
-            Phase::Working
+        match self.phase.load(Ordering::Relaxed) {
+            1 => Phase::WaitingForRoom,
+            2 => Phase::OutOfMemory,
+            _ => Phase::Working,
         }
     }
 
@@ -140,7 +142,7 @@ impl SlotFile {
     /// The kernel's.
     pub fn map<S: Sys>(&self, sys: &S) -> OsResult<SlotMemory> {
         let map = sys.map_ring(self.0.as_fd(), CONTROL_SIZE, RING_SIZE, Sharing::NotInherited)?;
-        Ok(SlotMemory { ring: RingMemory::new(map, CONTROL_SIZE) })
+        Ok(SlotMemory { ring: RingMemory::new(map, CONTROL_SIZE), is_marked: false })
     }
 }
 
@@ -150,10 +152,20 @@ impl AsFd for SlotFile {
     }
 }
 
+impl Drop for SlotMemory {
+    fn drop(&mut self) {
+        if self.is_marked {
+            sys::unmark_failed_allocations();
+        }
+    }
+}
+
 /// A mapped slot.
 #[derive(Debug)]
 pub struct SlotMemory {
     ring: RingMemory,
+    /// Failed allocations of this process are marked here.
+    is_marked: bool,
 }
 
 impl SlotMemory {
@@ -164,6 +176,18 @@ impl SlotMemory {
         // SAFETY: the mapping begins with the control page: aligned to a page, large enough (asserted above), and of
         // atomics only, for which every bit pattern is valid and which other processes may write at any time.
         unsafe { &*page }
+    }
+
+    /// Worker: when an allocation of this process fails and that ends it, the page says [`Phase::OutOfMemory`].
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub(crate) fn mark_failed_allocations(&mut self) -> OsResult<()> {
+        self.is_marked = true;
+        let word = (&raw const self.control().phase).cast_mut().cast::<u32>();
+        // SAFETY: a word of the control page, which is written through shared references and atomically everywhere. It stays
+        // mapped until `self` is dropped, which ends the marking.
+        unsafe { sys::mark_failed_allocations(word, Phase::OutOfMemory as u32) }
     }
 
     /// The out-ring, for the worker that writes it.

@@ -12,7 +12,7 @@ use crate::limits::{KEPT_FDS_MAX, NURSERY_START_TIMEOUT};
 use crate::nursery::Heard;
 use crate::prints::Prints;
 use crate::sys::{self, Exit, FDS_MAX, Interest, Linux, OsError, OsResult, Passed, PollFd, Received, Sent, Sys, Wait};
-use crate::worker::{EXIT_ORPHAN, EXIT_OS, Handlers};
+use crate::worker::{EXIT_ORPHAN, EXIT_OS, Handlers, LIMIT_WORDS, WorkerLimits};
 use std::collections::VecDeque;
 use std::ffi::OsString;
 use std::fmt;
@@ -28,6 +28,7 @@ const TITLE: &str = ": seqpool nursery";
 
 /// Bytes of the first packet.
 const OPENING_SIZE: usize = 256;
+const _: () = assert!(RECORD_SIZE + 8 * LIMIT_WORDS <= OPENING_SIZE);
 /// `seqpool` and the version of what follows.
 const OPENING_KIND: u64 = u64::from_le_bytes(*b"seqpool\x01");
 const KEPT_KIND: u64 = u64::from_le_bytes(*b"keptfds\x01");
@@ -72,16 +73,18 @@ struct Opening {
     nice: i32,
     kept: u32,
     prints: Prints,
+    /// [`WorkerLimits`].
+    limits: [u64; LIMIT_WORDS],
 }
 
 impl Opening {
     fn encode(&self) -> [u8; OPENING_SIZE] {
-        let Self { roll: Roll { handlers, on_start, names }, job_size_max, nice, kept, prints } = *self;
+        let Self { roll: Roll { handlers, on_start, names }, job_size_max, nice, kept, prints, limits } = *self;
         let counts = [handlers, on_start].map(u64::from);
         let nice = u64::from(nice as u32);
         let words = [OPENING_KIND, counts[0], counts[1], names, job_size_max, nice, kept.into(), prints.to_word()];
         let mut out = [0; OPENING_SIZE];
-        for (room, word) in out.chunks_exact_mut(8).zip(words) {
+        for (room, word) in out.chunks_exact_mut(8).zip(words.into_iter().chain(limits)) {
             room.copy_from_slice(&word.to_le_bytes());
         }
         out
@@ -97,9 +100,15 @@ impl Opening {
         let roll = Roll { handlers: small(handlers)?, on_start: small(on_start)?, names };
         let nice = small(nice)? as i32;
         let kept = small(kept)?;
+        let (limit_bytes, rest) = rest.split_at(8 * LIMIT_WORDS);
+        let mut limits = [0; LIMIT_WORDS];
+        for (word, bytes) in limits.iter_mut().zip(limit_bytes.chunks_exact(8)) {
+            *word = bytes.iter().rev().fold(0, |n, &b| n << 8 | u64::from(b));
+        }
+        WorkerLimits::from_words(limits)?;
         let is_sane = rest.iter().all(|&b| b == 0) && kept as usize <= KEPT_FDS_MAX && (-20..=19).contains(&nice);
         let prints = Prints::from_word(prints)?;
-        is_sane.then_some(Self { roll, job_size_max, nice, kept, prints })
+        is_sane.then_some(Self { roll, job_size_max, nice, kept, prints, limits })
     }
 }
 
@@ -256,7 +265,8 @@ impl Plan {
         let kept = kept.collect::<Result<Vec<_>, _>>()?;
         let job_size_max = handlers.job_size_max as u64;
         let (roll, prints) = (Roll::of(&handlers), handlers.prints);
-        let opening = Opening { roll, job_size_max, nice, kept: kept.len() as u32, prints };
+        let limits = handlers.limits.to_words();
+        let opening = Opening { roll, job_size_max, nice, kept: kept.len() as u32, prints, limits };
         let mut title = sys::own_title();
         title.push(TITLE);
         Ok(Self { opening, kept, title })
@@ -453,6 +463,7 @@ fn prepare(sys: &Linux, socket: &mut OwnedFd, build: impl FnOnce() -> Handlers) 
     }
     handlers.job_size_max = usize::try_from(opening.job_size_max).unwrap_or(usize::MAX);
     handlers.prints = opening.prints;
+    handlers.limits = WorkerLimits::from_words(opening.limits).unwrap_or_default();
     Ok((host, Setup { handlers, nice: opening.nice, keep_fds: numbers }))
 }
 
@@ -473,6 +484,15 @@ fn receive(sys: &Linux, socket: &OwnedFd, buffer: &mut [u8]) -> Result<(usize, P
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::worker::{MemoryLimit, OomScore};
+
+    fn limits() -> WorkerLimits {
+        let mut limits = WorkerLimits { tells_memory: true, ..WorkerLimits::default() };
+        limits.memory = Some(MemoryLimit { growth: 1 << 40, group: None });
+        limits.oom_score = OomScore::Exactly(-1000);
+        (limits.rlimits[0], limits.rlimits[8]) = (Some((0, u64::MAX)), Some((7, 8)));
+        limits
+    }
 
     fn opening() -> Opening {
         let roll = Roll { handlers: 3, on_start: 1, names: u64::MAX };
@@ -482,6 +502,7 @@ mod tests {
             nice: -20,
             kept: KEPT_FDS_MAX as u32,
             prints: Prints::Both { size_max: 65_536 },
+            limits: limits().to_words(),
         }
     }
 
@@ -527,6 +548,7 @@ mod tests {
                 by_id: by_id.collect(),
                 on_start: Vec::new(),
                 job_size_max: 0,
+                limits: WorkerLimits::default(),
                 prints: Prints::default(),
             })
         };

@@ -10,6 +10,7 @@ use super::quarantine::{Capsule, Quarantine};
 use super::retry::RetryOn;
 use super::slot::Slot;
 use super::terms::{JobLimits, Terms};
+use super::worker_settings::{Resolved, WorkerSettings};
 use crate::chaos::Chaos;
 use crate::error::{Error, ErrorKind};
 use crate::limits::{
@@ -48,6 +49,7 @@ pub struct Builder {
     receive_timeout: Duration,
     jobs_per_worker: usize,
     prints: Prints,
+    pub(super) worker_settings: WorkerSettings,
     nice: i32,
     transport: TransportKind,
     pub(super) job_size_max: usize,
@@ -78,6 +80,7 @@ impl Default for Builder {
             receive_timeout: RECEIVE_TIMEOUT,
             jobs_per_worker: usize::MAX,
             prints: Prints::default(),
+            worker_settings: WorkerSettings::default(),
             nice: 0,
             transport: TransportKind::default(),
             job_size_max: JOB_SIZE_MAX,
@@ -121,12 +124,11 @@ impl Builder {
     }
 
     /// Adds set-up that runs in each worker before its first job, in the order of the calls.
-    pub fn on_start<F>(mut self, hook: F) -> Self
+    pub fn on_start<F>(self, mut hook: F) -> Self
     where
         F: FnMut() -> Result<(), HandlerError> + 'static,
     {
-        self.on_start.push(Box::new(hook));
-        self
+        self.on_start_with(move |_| hook())
     }
 
     /// How long a job may run before its worker is killed. Default: for ever.
@@ -192,14 +194,16 @@ impl Builder {
     /// # Errors
     /// [`ErrorKind::Config`] when set-up fails.
     pub fn run_here(mut self, job: &Job<'_>) -> Result<Outcome<Vec<u8>>, Error> {
+        let info = crate::WorkerInfo { slot: 0, generation: 1 };
         for hook in &mut self.on_start {
-            hook().map_err(|e| Error::new(ErrorKind::Config(format!("set-up: {e}"))))?;
+            hook(&info).map_err(|e| Error::new(ErrorKind::Config(format!("set-up: {e}"))))?;
         }
         let handlers = Handlers {
             by_id: self.handlers,
             on_start: Vec::new(),
             job_size_max: self.job_size_max,
             prints: Prints::PassThrough,
+            limits: Default::default(),
         };
         Ok(job.run_here(handlers))
     }
@@ -310,7 +314,7 @@ impl Builder {
     ///
     /// # Errors
     /// As [`Builder::spawn`].
-    pub fn spawn_with<S: Sys>(self, sys: S) -> Result<Pool<S>, Error> {
+    pub fn spawn_with<S: Sys>(mut self, sys: S) -> Result<Pool<S>, Error> {
         let workers = self.workers.unwrap_or_else(default_workers);
         self.check(workers)?;
         if self.origin.is_none() {
@@ -321,8 +325,10 @@ impl Builder {
         }
         let terms = self.terms()?;
         let handler_names: Box<[String]> = self.handlers.iter().map(|(name, _)| name.clone()).collect();
-        let Self { on_start, job_size_max, prints, .. } = self;
-        let handlers = Handlers { by_id: self.handlers, on_start, job_size_max, prints };
+        let Resolved { limits, kind: memory_limit, group } =
+            self.worker_settings.resolve(workers, self.origin.is_some())?;
+        let (by_id, on_start, job_size_max, prints) = (self.handlers, self.on_start, self.job_size_max, self.prints);
+        let handlers = Handlers { by_id, on_start, limits, job_size_max, prints };
         let setup = Setup { handlers, nice: self.nice, keep_fds: self.keep_fds };
         // Asked before the fork, so that the nursery and the workers know the kernel's limit without asking again.
         let header_block_size_max = header_block_size_max(&sys).map_err(Error::os("asking for socket buffers"))?;
@@ -349,6 +355,9 @@ impl Builder {
             receive_ns: nanos(self.receive_timeout),
             jobs_per_worker: self.jobs_per_worker,
             prints,
+            worker_age_max: self.worker_settings.age_max,
+            growth_max: self.worker_settings.growth_max,
+            memory_limit,
         };
         // From here on the nursery must be shut down when something fails.
         let assemble = |nursery: Nursery<S>| -> Result<Engine<S>, (Error, Nursery<S>)> {
@@ -394,7 +403,7 @@ impl Builder {
                 return Err(error);
             }
         };
-        let mut pool = Pool::from_engine(engine);
+        let mut pool = Pool::from_engine(engine, group);
         for slot in 0..workers {
             pool.engine_mut().start_worker(slot).map_err(Error::os("starting a worker"))?;
         }
@@ -451,6 +460,7 @@ impl Builder {
         if self.jobs_per_worker == 0 {
             return config("max_jobs_per_worker of 0: no job could run".to_owned());
         }
+        self.worker_settings.check()?;
         if self.keep_fds.len() > KEPT_FDS_MAX {
             return config(format!("{} kept descriptors: the most is {KEPT_FDS_MAX}", self.keep_fds.len()));
         }

@@ -30,6 +30,7 @@ use crate::reactor::{Reactor, TimerId, Token};
 use crate::scheduler::{Scheduler, Service};
 use crate::sys::{OsResult, Pages, Sys};
 use crate::transport::Transport;
+use crate::worker::MemoryLimitKind;
 use std::collections::VecDeque;
 use std::time::Duration;
 
@@ -97,6 +98,10 @@ pub(super) struct Config {
     /// `usize::MAX`: workers are not recycled.
     pub(super) jobs_per_worker: usize,
     pub(super) prints: Prints,
+    pub(super) worker_age_max: Option<Duration>,
+    /// Units: bytes.
+    pub(super) growth_max: Option<u64>,
+    pub(super) memory_limit: Option<MemoryLimitKind>,
 }
 
 pub(super) struct Engine<S: Sys> {
@@ -186,12 +191,15 @@ pub(super) enum Alarm {
     Waited(JobIndex),
     /// Workers may have printed much.
     Prints,
+    /// A slot's worker is as old as it may be.
+    Age(usize),
 }
 
 impl Alarm {
     const RETRY: u64 = 1 << 63;
     const WAITED: u64 = 1 << 62;
     const PRINTS: u64 = 1 << 61;
+    const AGE: u64 = 1 << 60;
 
     pub(super) fn to_bits(self) -> u64 {
         match self {
@@ -202,6 +210,7 @@ impl Alarm {
             Alarm::Retry(job) => Self::RETRY | u64::from(job.0),
             Alarm::Waited(job) => Self::WAITED | u64::from(job.0),
             Alarm::Prints => Self::PRINTS,
+            Alarm::Age(slot) => Self::AGE | slot as u64,
         }
     }
 
@@ -213,6 +222,7 @@ impl Alarm {
             Self::PRINTS => Alarm::Prints,
             bits if bits & Self::RETRY != 0 => Alarm::Retry(JobIndex(bits as u32)),
             bits if bits & Self::WAITED != 0 => Alarm::Waited(JobIndex(bits as u32)),
+            bits if bits & Self::AGE != 0 => Alarm::Age((bits & !Self::AGE) as usize),
             slot => Alarm::Slot((slot - 3) as usize),
         }
     }

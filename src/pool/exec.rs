@@ -50,7 +50,13 @@ pub fn init(setup: fn(Builder) -> Builder) {
     if exec::is_marked() {
         exec::serve(|| {
             let Builder { handlers, on_start, job_size_max, .. } = setup(Builder::default());
-            Handlers { by_id: handlers, on_start, job_size_max, prints: crate::Prints::default() }
+            Handlers {
+                by_id: handlers,
+                on_start,
+                job_size_max,
+                prints: crate::Prints::default(),
+                limits: Default::default(),
+            }
         });
     }
 }

@@ -8,6 +8,7 @@ mod builder;
 mod bulk;
 mod engine;
 mod exec;
+mod health;
 mod hook;
 mod iter;
 mod job;
@@ -19,6 +20,7 @@ mod prints;
 mod quarantine;
 mod receipt;
 mod receive;
+mod recycle;
 mod renew;
 mod retry;
 mod send;
@@ -27,9 +29,12 @@ mod stats;
 mod supervise;
 mod table;
 mod terms;
+mod worker_settings;
 
 use crate::error::{Error, ErrorKind, TrySubmitError};
+use crate::sys::cgroup::OwnedGroup;
 use crate::sys::{self, Linux, Pid, Sys};
+use crate::worker::MemoryLimitKind;
 use engine::{BATCH_NONE, BATCH_SINGLE, Engine};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
@@ -38,6 +43,7 @@ pub use builder::{Builder, default_workers};
 #[cfg(feature = "cli")]
 pub(crate) use bulk::Bulk;
 pub use exec::init;
+pub use health::{Health, SlotHealth, SlotState};
 pub use hook::{Event, Step};
 pub use iter::{Map, Unordered};
 pub use job::{Completion, HandlerId, HandlerRef, Job};
@@ -58,6 +64,8 @@ pub use terms::JobLimits;
 pub struct Pool<S: Sys = Linux> {
     engine: Box<Engine<S>>,
     owner: Pid,
+    /// Removed after the engine has ended everything.
+    _group: Option<OwnedGroup>,
 }
 
 const _: () = {
@@ -73,8 +81,8 @@ impl Pool {
 }
 
 impl<S: Sys> Pool<S> {
-    fn from_engine(engine: Engine<S>) -> Self {
-        Self { engine: Box::new(engine), owner: sys::own_pid() }
+    fn from_engine(engine: Engine<S>, group: Option<OwnedGroup>) -> Self {
+        Self { engine: Box::new(engine), owner: sys::own_pid(), _group: group }
     }
 
     fn engine_mut(&mut self) -> &mut Engine<S> {
@@ -246,6 +254,16 @@ impl<S: Sys> Pool<S> {
     /// Counts so far.
     pub fn stats(&self) -> Stats {
         self.engine.stats
+    }
+
+    /// Whether the pool is at full strength, and if not, why: as it was seen last, which is when the pool was last driven.
+    pub fn health(&self) -> Health {
+        self.engine.health()
+    }
+
+    /// How the pool's [memory limit](Builder::memory_limit) is kept; `None`: it has none.
+    pub fn memory_limit_kind(&self) -> Option<MemoryLimitKind> {
+        self.engine.config.memory_limit
     }
 
     /// The process ids of the nursery and of the workers that live now, for those who watch.

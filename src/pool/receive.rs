@@ -38,6 +38,10 @@ struct Over {
     receipt: Option<Box<Receipt>>,
 }
 
+fn u64_from_le(bytes: &[u8; 8]) -> u64 {
+    bytes.iter().rev().fold(0, |n, &b| n << 8 | u64::from(b))
+}
+
 /// Whether a packet is one fragment of a large result: it has not come by way of the ring.
 #[inline]
 fn is_fragment(packet: &[u8]) -> bool {
@@ -328,9 +332,13 @@ impl<S: Sys> Engine<S> {
             if self.slots[slot].life == Life::Starting {
                 self.on_ready(slot);
             }
-            self.slots[slot].ready = true;
+            let s = &mut self.slots[slot];
+            s.ready = true;
+            s.wear.memory = frame.body().first_chunk().map(|bytes| u64_from_le(bytes));
         } else {
-            self.start_error = Some(String::from_utf8_lossy(frame.body()).into_owned());
+            let why = String::from_utf8_lossy(frame.body()).into_owned();
+            self.slots[slot].tell(&why);
+            self.start_error = Some(why);
         }
     }
 

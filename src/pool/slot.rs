@@ -4,6 +4,7 @@
 //! Everything here is private to the host; the memory that the worker can write is behind [`SlotMemory`].
 
 use super::journal::{Journal, Position};
+use super::recycle::Wear;
 use crate::assembly::Assembly;
 use crate::claim::{self, FrameId};
 use crate::limits::{RING_SIZE, WINDOW_JOBS_MAX};
@@ -23,7 +24,7 @@ pub(super) enum Life {
     Starting,
     /// The worker has said hello.
     Running,
-    /// The worker has done the last job that it may do and is told to leave; its exit report is awaited.
+    /// The worker is to be replaced, holds nothing and is told to leave; its exit report is awaited.
     Leaving,
     /// The worker is to be killed; its exit report is awaited.
     Dying,
@@ -105,8 +106,16 @@ pub(super) struct Slot {
     pub(super) needs_memory: bool,
     /// Deaths in a row before hello.
     pub(super) failed_starts: u32,
-    /// Respawn, spawn deadline or kill deadline, by `life`.
+    /// Respawn, spawn deadline or kill deadline, by `life`; and when it fires. Units: nanoseconds.
     pub(super) timer: Option<TimerId>,
+    pub(super) timer_at_ns: u64,
+    pub(super) wear: Wear,
+    /// Why the last worker did not last, until one finishes a job.
+    pub(super) trouble: Option<String>,
+    /// That is this incarnation's own word, or says how the host judged it.
+    pub(super) has_told: bool,
+    /// The nursery's word on whether the last worker was killed for want of memory.
+    pub(super) oom: Option<bool>,
 }
 
 impl Slot {
@@ -151,6 +160,11 @@ impl Slot {
             needs_memory: false,
             failed_starts: 0,
             timer: None,
+            timer_at_ns: 0,
+            wear: Wear::default(),
+            trouble: None,
+            has_told: false,
+            oom: None,
         })
     }
 
@@ -169,6 +183,12 @@ impl Slot {
         let id = FrameId { epoch: self.epoch, seq: self.next_seq };
         self.next_seq = self.next_seq.wrapping_add(1);
         id.to_bits()
+    }
+
+    /// Remembers why this incarnation does not last.
+    pub(super) fn tell(&mut self, why: &str) {
+        self.trouble = Some(why.to_owned());
+        self.has_told = true;
     }
 
     /// Whether a worker may be there.
@@ -211,7 +231,9 @@ impl Slot {
         self.pid = None;
         self.is_orphan = false;
         self.ready = false;
+        self.wear = Wear { timer: self.wear.timer.take(), ..Wear::default() };
         self.proved = false;
+        self.has_told = false;
         self.watched = true;
         self.jobs_left = jobs;
         self.blocked = false;

@@ -22,7 +22,7 @@ pub struct Stats {
     pub respawns: u64,
     /// Nurseries started in place of others.
     pub nursery_respawns: u64,
-    /// Workers told to leave because they had done as many jobs as one may do.
+    /// Workers told to leave because they had done as many jobs as one may do, were as old, or had grown as much.
     pub recycled: u64,
     /// Times that unstarted jobs were taken back from a worker.
     pub reclaims: u64,

@@ -6,17 +6,19 @@ use super::slot::{Doom, Life};
 use super::table::{JobIndex, Place};
 use crate::claim;
 use crate::limits::{
-    CHARGES_MAX, DRAINS_MAX, EARLY_DEATHS_MAX, KILL_TIMEOUT, LEAVE_TIMEOUT, RESPAWN_BACKOFF_MAX, RESPAWN_BACKOFF_MIN,
-    SAMPLE_MIN, SLEEP_MAX, SPAWN_FAILURES_MAX,
+    CHARGES_MAX, DRAINS_MAX, EARLY_DEATHS_MAX, KILL_TIMEOUT, RESPAWN_BACKOFF_MAX, RESPAWN_BACKOFF_MIN, SAMPLE_MIN,
+    SLEEP_MAX, SPAWN_FAILURES_MAX,
 };
 use crate::nursery::{Command, Heard, Nursery, Parcel, Report};
 use crate::outcome::{Crash, CrashCause, Outcome, Reason};
 use crate::prints::Printed;
 use crate::slot::Phase;
 use crate::sys::{self, Exit, Interest, OsError, OsResult, PollFd, Readiness, Sys};
+use crate::worker::MemoryLimitKind;
 use std::os::fd::AsFd;
 use std::time::Duration;
 
+const SIGABRT: i32 = 6;
 const SIGKILL: i32 = 9;
 const SIGTERM: i32 = 15;
 const ESRCH: i32 = 3;
@@ -92,10 +94,12 @@ impl<S: Sys> Engine<S> {
         if s.generation > 1 {
             self.stats.respawns += 1;
         }
+        self.limit_age(slot, now_ns);
     }
 
-    fn set_slot_timer(&mut self, slot: usize, deadline_ns: u64) {
+    pub(super) fn set_slot_timer(&mut self, slot: usize, deadline_ns: u64) {
         self.clear_slot_timer(slot);
+        self.slots[slot].timer_at_ns = deadline_ns;
         self.slots[slot].timer = Some(self.reactor.set_timer(deadline_ns, Alarm::Slot(slot).to_bits()));
     }
 
@@ -154,8 +158,9 @@ impl<S: Sys> Engine<S> {
                 self.vacate(slot, None);
                 self.on_spawn_failure(slot, error);
             }
-            Report::Exited { report, .. } => {
+            Report::Exited { report, oom, .. } => {
                 self.slots[slot].exit_usage = Some(report.usage);
+                self.slots[slot].oom = oom;
                 self.on_exit(slot, Some(report.exit));
             }
         }
@@ -165,6 +170,7 @@ impl<S: Sys> Engine<S> {
     pub(super) fn on_spawn_failure(&mut self, slot: usize, error: OsError) {
         self.start_error = Some(error.to_string());
         let s = &mut self.slots[slot];
+        s.trouble = Some(error.to_string());
         s.spawn_failures += 1;
         if s.spawn_failures >= SPAWN_FAILURES_MAX {
             return self.give_up(slot);
@@ -192,46 +198,6 @@ impl<S: Sys> Engine<S> {
             }
             Err(error) => error.errno == ESRCH,
         }
-    }
-
-    // ---- leaving
-
-    /// A result has come that is the first of its worker, or brings it nearer to the last that it may do.
-    pub(super) fn on_watched_result(&mut self, slot: usize) {
-        let jobs_per_worker = self.config.jobs_per_worker;
-        let s = &mut self.slots[slot];
-        s.proved = true;
-        s.early_deaths = 0;
-        let is_orphan = s.is_orphan;
-        if let Some(renewal) = self.renewal.as_mut().filter(|_| !is_orphan) {
-            renewal.starts = 0;
-        }
-        let s = &mut self.slots[slot];
-        if jobs_per_worker == usize::MAX {
-            s.watched = false;
-            return;
-        }
-        // A slot never holds more jobs than this, so the worker starts no more than it may, whatever is taken back from
-        // it meanwhile and sent again.
-        s.jobs_left -= 1;
-        let (jobs_left, life) = (s.jobs_left, s.life);
-        self.scheduler.limit(slot, jobs_left);
-        if jobs_left == 0 && life == Life::Running {
-            self.recycle(slot);
-        }
-    }
-
-    /// A worker has done its last job: it holds nothing and is told to leave. Its exit report refills the slot.
-    fn recycle(&mut self, slot: usize) {
-        self.stats.recycled += 1;
-        self.slots[slot].life = Life::Leaving;
-        self.scheduler.close(slot);
-        let deadline_ns = self.sys.now_ns() + nanos(LEAVE_TIMEOUT);
-        self.set_slot_timer(slot, deadline_ns);
-        if self.transport.shut_down(slot).is_err() {
-            self.kill(slot, Doom::Stalled);
-        }
-        self.keep_ticking();
     }
 
     // ---- killing
@@ -325,6 +291,8 @@ impl<S: Sys> Engine<S> {
             self.salvage(slot);
         }
         let was_ready = self.slots[slot].ready;
+        // One that was told to leave did as it was told, also if it had never been given a job.
+        self.slots[slot].proved |= self.slots[slot].life == Life::Leaving;
         let blamed = self.vacate(slot, exit);
         let s = &mut self.slots[slot];
         if s.is_orphan {
@@ -338,15 +306,13 @@ impl<S: Sys> Engine<S> {
             s.early_deaths = 0;
         } else {
             s.early_deaths += 1;
+            self.note_early_death(slot, exit, was_ready);
         }
+        let s = &mut self.slots[slot];
         if !was_ready {
             s.failed_starts += 1;
-            let start_error = match exit {
-                Some(Exit::Code(n)) => format!("set-up ended with exit code {n}"),
-                Some(Exit::Signal(n)) => format!("set-up ended by signal {n}"),
-                None => "set-up ended".to_owned(),
-            };
-            self.start_error.get_or_insert(start_error);
+            let start_error = s.trouble.clone();
+            self.start_error = self.start_error.take().or(start_error);
         }
         let s = &self.slots[slot];
         if s.failed_starts >= EARLY_DEATHS_MAX {
@@ -366,6 +332,7 @@ impl<S: Sys> Engine<S> {
         self.transport.detach(&mut self.reactor, slot);
         self.scheduler.close(slot);
         self.clear_slot_timer(slot);
+        self.clear_age_timer(slot);
         let s = &mut self.slots[slot];
         let was_ready = std::mem::take(&mut s.ready);
         s.lifeline = None;
@@ -385,6 +352,7 @@ impl<S: Sys> Engine<S> {
         };
         let doom = s.doom.take();
         s.life = Life::Empty;
+        let oom = s.oom.take().or_else(|| self.marked_oom(slot, exit));
         // Of several jobs that count as started nobody knows which has printed it.
         let mut printed = self.take_printed(slot, started == 1);
         for _ in 0..started {
@@ -397,7 +365,8 @@ impl<S: Sys> Engine<S> {
                         Some(Exit::Code(n)) => CrashCause::Code(n),
                         None => CrashCause::Unknown,
                     },
-                    oom: None,
+                    // What was killed by us, or lies, was not killed for that.
+                    oom: if doom.is_none() { oom } else { None },
                 }),
             };
             self.settle_started(slot, outcome, printed.take());
@@ -410,6 +379,14 @@ impl<S: Sys> Engine<S> {
             self.charge_next();
         }
         started > 0
+    }
+
+    /// Whether a worker that has ended so left word that it could not have more memory.
+    fn marked_oom(&self, slot: usize, exit: Option<Exit>) -> Option<bool> {
+        let is_marked = self.config.memory_limit == Some(MemoryLimitKind::AddressSpace)
+            && exit == Some(Exit::Signal(SIGABRT))
+            && self.slots[slot].memory.control().phase() == Phase::OutOfMemory;
+        is_marked.then_some(true)
     }
 
     /// The first job of this slot that has no result has this outcome.
@@ -452,7 +429,11 @@ impl<S: Sys> Engine<S> {
 
     pub(super) fn give_up(&mut self, slot: usize) {
         self.clear_slot_timer(slot);
-        self.slots[slot].life = Life::GivenUp;
+        let s = &mut self.slots[slot];
+        s.life = Life::GivenUp;
+        if self.nursery.is_none() {
+            s.trouble = Some(NURSERY_GONE.to_owned());
+        }
         if self.slots.iter().any(|s| s.life != Life::GivenUp) {
             return;
         }
@@ -497,12 +478,19 @@ impl<S: Sys> Engine<S> {
                 self.on_print_alarm(now_ns);
                 Ok(())
             }
+            Alarm::Age(slot) => {
+                self.slots[slot].wear.timer = None;
+                self.retire_worker(slot);
+                Ok(())
+            }
             Alarm::Slot(slot) => {
                 self.slots[slot].timer = None;
                 match self.slots[slot].life {
                     Life::Empty => self.refill(slot),
                     Life::Starting => {
-                        self.start_error.get_or_insert_with(|| "set-up did not end in time".to_owned());
+                        let why = "set-up did not end in time".to_owned();
+                        self.slots[slot].tell(&why);
+                        self.start_error.get_or_insert(why);
                         self.kill(slot, Doom::Stalled);
                     }
                     Life::Leaving => self.kill(slot, Doom::Stalled),
@@ -579,6 +567,9 @@ impl<S: Sys> Engine<S> {
         self.tick = None;
         let mut soonest_ns = u64::MAX;
         for slot in 0..self.slots.len() {
+            if self.config.growth_max.is_some() {
+                self.look_at_growth(slot, now_ns);
+            }
             let s = &self.slots[slot];
             if self.scheduler.jobs(slot) == 0 && !matches!(s.life, Life::Starting | Life::Leaving | Life::Dying) {
                 continue;

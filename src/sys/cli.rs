@@ -2,10 +2,9 @@
 //!
 //! # Source
 //! `setsid(2)`, `fcntl(2)` (`F_SETPIPE_SZ`), `pipe(7)`, `waitpid(2)`, `prctl(2)` (`PR_SET_TIMERSLACK`, `PR_SET_THP_DISABLE`),
-//! `sched_setaffinity(2)`, `sigprocmask(2)`, `clock_nanosleep(2)`, `wait4(2)`, `getrusage(2)`.
+//! `sigprocmask(2)`, `clock_nanosleep(2)`, `wait4(2)`, `getrusage(2)`.
 
 use super::{Exit, OsError, OsResult, Pid, clock, retry_interrupted, retry_nix};
-use nix::sched::CpuSet;
 use nix::sys::signal as ns;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
@@ -90,23 +89,6 @@ pub(crate) fn set_timer_slack(ns: u64) -> OsResult<()> {
 /// From now on this process's memory, and that of children forked from now on, is in pages of the smallest size only.
 pub(crate) fn forbid_huge_pages() -> OsResult<()> {
     retry_nix("prctl", || nix::sys::prctl::set_thp_disable(true))
-}
-
-/// The CPUs that this process may run on.
-pub(crate) fn affinity() -> OsResult<Vec<usize>> {
-    let set = retry_nix("sched_getaffinity", || nix::sched::sched_getaffinity(nix::unistd::Pid::from_raw(0)))?;
-    Ok((0..CpuSet::count()).filter(|&cpu| set.is_set(cpu) == Ok(true)).collect())
-}
-
-/// Confines this process and what it forks to these CPUs. The kernel passes over those that it does not grant, unless
-/// it grants none.
-pub(crate) fn set_affinity(cpus: &[usize]) -> OsResult<()> {
-    let mut set = CpuSet::new();
-    for &cpu in cpus {
-        // A number that no set can hold.
-        retry_nix("sched_setaffinity", || set.set(cpu))?;
-    }
-    retry_nix("sched_setaffinity", || nix::sched::sched_setaffinity(nix::unistd::Pid::from_raw(0), &set))
 }
 
 /// While it lives, no signal that can be blocked ends this process; what arrives is dealt with afterwards.

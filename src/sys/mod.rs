@@ -16,6 +16,7 @@ use std::fmt;
 use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::{BorrowedFd, OwnedFd};
 
+pub(crate) mod cgroup;
 #[cfg(feature = "cli")]
 mod cli;
 mod clock;
@@ -28,6 +29,7 @@ mod memory;
 mod pidfd;
 mod print;
 mod process;
+mod resource;
 mod role;
 mod signal;
 mod socket;
@@ -41,6 +43,7 @@ pub use fault::{Fault, Faulty};
 pub use fork::{Forked, Pid, thread_count};
 pub use memory::{Mapping, Pages, Sharing};
 pub use process::{Exit, ExitReport, Usage};
+pub use resource::Resource;
 pub use role::Role;
 pub use signal::{SignalFd, SignalSet};
 pub use socket::{FDS_MAX, Passed};
@@ -53,9 +56,15 @@ pub(crate) use exec::*;
 pub(crate) use memory::SharedCounters;
 pub(crate) use print::*;
 pub(crate) use process::*;
+pub(crate) use resource::{
+    affinity, memory_use, oom_score_adj, own_memory_use, rlimit, set_affinity, set_oom_score_adj, set_rlimit,
+};
 #[cfg(feature = "cli")]
 pub(crate) use signal::{block_all, die_by_signal, stop_by};
-pub(crate) use signal::{raise_default, reset_signals, signal_name, unblock_signals};
+pub(crate) use signal::{
+    clear_errno, mark_failed_allocations, raise_default, reset_signals, signal_name, unblock_signals,
+    unmark_failed_allocations,
+};
 #[cfg(feature = "cli")]
 pub(crate) use socket::{ListenerAddress, connect, listen};
 pub(crate) use stdio::*;

@@ -7,6 +7,7 @@ use super::{OsResult, Pid, retry_interrupted, retry_nix};
 use nix::sys::signal as ns;
 use nix::sys::signalfd as sfd;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::atomic::{AtomicI32, AtomicPtr, AtomicU32, Ordering};
 
 pub(super) fn kill(pid: Pid, signal: i32) -> OsResult<()> {
     assert!(!(-1..=0).contains(&pid), "never everybody, never our own group");
@@ -44,6 +45,51 @@ pub(crate) fn raise_default(signal: i32) -> ! {
     // SAFETY: raise(3) takes one word; the disposition is the default one.
     unsafe { libc::raise(signal) };
     std::process::abort()
+}
+
+/// Where [`mark_failed_allocations`] stores what, and in which process: a forked child may not have that memory.
+static MARK: AtomicPtr<u32> = AtomicPtr::new(std::ptr::null_mut());
+static MARK_VALUE: AtomicU32 = AtomicU32::new(0);
+static MARK_OWNER: AtomicI32 = AtomicI32::new(0);
+
+/// From now on, when this process aborts after a call that found no memory (`errno` is still `ENOMEM`), `value` is stored
+/// at `at` before it dies: what Rust does when an allocation fails, and C++ when nobody catches `bad_alloc`.
+///
+/// # Safety
+/// `at` is a word that all who have it access atomically, in memory that stays mapped until [`unmark_failed_allocations`].
+pub(crate) unsafe fn mark_failed_allocations(at: *mut u32, value: u32) -> OsResult<()> {
+    extern "C" fn on_abort(signal: i32) {
+        let mark = MARK.load(Ordering::Relaxed);
+        let is_ours = !mark.is_null() && MARK_OWNER.load(Ordering::Relaxed) == super::own_pid();
+        if is_ours && nix::errno::Errno::last_raw() == libc::ENOMEM {
+            // SAFETY: mapped, and always accessed atomically, by the contract of the function around.
+            let word = unsafe { AtomicU32::from_ptr(mark) };
+            word.store(MARK_VALUE.load(Ordering::Relaxed), Ordering::Relaxed);
+        }
+        // SAFETY: raise(3) is async-signal-safe; the disposition is the default one again (SA_RESETHAND), and the signal
+        // is not blocked here (SA_NODEFER).
+        unsafe { libc::raise(signal) };
+    }
+    MARK_VALUE.store(value, Ordering::Relaxed);
+    MARK_OWNER.store(super::own_pid(), Ordering::Relaxed);
+    MARK.store(at, Ordering::Relaxed);
+    let flags = ns::SaFlags::SA_RESETHAND | ns::SaFlags::SA_NODEFER | ns::SaFlags::SA_ONSTACK;
+    let action = ns::SigAction::new(ns::SigHandler::Handler(on_abort), flags, ns::SigSet::empty());
+    retry_nix("sigaction", || {
+        // SAFETY: the handler only reads errno, stores a word and raises, all of which signal-safety(7) allows.
+        unsafe { ns::sigaction(ns::Signal::SIGABRT, &action) }
+    })
+    .map(drop)
+}
+
+/// Forgets why an earlier call failed, so that the next one to be judged by it is judged alone.
+pub(crate) fn clear_errno() {
+    nix::errno::Errno::clear();
+}
+
+/// Nothing is stored any more.
+pub(crate) fn unmark_failed_allocations() {
+    MARK.store(std::ptr::null_mut(), Ordering::Relaxed);
 }
 
 /// A signal's name, such as `SIGKILL`; `None` for numbers without one.

@@ -56,6 +56,7 @@ impl Strike {
         "lseek",
         "madvise",
         "memfd_create",
+        "mkdir",
         "mmap",
         "openat",
         "pidfd_open",
@@ -64,7 +65,12 @@ impl Strike {
         "prctl",
         "pread64",
         "read",
+        "read /proc/PID/statm",
+        "read /proc/self/oom_score_adj",
+        "read memory events",
+        "read memory usage",
         "recvmsg",
+        "rmdir",
         "sched_getaffinity",
         "sched_setaffinity",
         "sendmsg",
@@ -88,6 +94,11 @@ impl Strike {
         "waitid",
         "waitpid",
         "write",
+        "write /proc/self/oom_score_adj",
+        "write cgroup.procs",
+        "write cgroup.subtree_control",
+        "write memory limit",
+        "write memory swap limit",
     ];
 }
 

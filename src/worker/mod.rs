@@ -8,6 +8,7 @@
 //! The nursery calls [`run`] right after the fork.
 
 mod capture;
+mod limits;
 mod meter;
 mod out;
 mod reply;
@@ -23,6 +24,8 @@ use crate::slot::{Phase, SlotMemory};
 use crate::spin::Spin;
 use crate::sys::{self, OsError, OsResult, Received, Sys, TickClock, Wait};
 use capture::Capture;
+pub(crate) use limits::{LIMIT_WORDS, MemoryLimit, OomScore, OomWatch, WorkerLimits};
+pub use limits::{MemoryLimitKind, WorkerInfo};
 use meter::Meter;
 use out::Out;
 pub use reply::Reply;
@@ -37,7 +40,7 @@ pub type HandlerError = Box<dyn std::error::Error>;
 /// A handler: reads the request, writes the reply.
 pub(crate) type Handler = Box<dyn FnMut(&Request<'_>, &mut Reply<'_>) -> Result<(), HandlerError>>;
 /// Set-up that runs in each worker before its first job.
-pub(crate) type StartHook = Box<dyn FnMut() -> Result<(), HandlerError>>;
+pub(crate) type StartHook = Box<dyn FnMut(&WorkerInfo) -> Result<(), HandlerError>>;
 
 /// A worker that breaks the protocol, or that sees it broken, leaves with this code.
 pub(crate) const EXIT_PROTOCOL: i32 = 70;
@@ -88,6 +91,7 @@ impl<'a> Request<'a> {
 pub(crate) struct Handlers {
     pub(crate) by_id: Vec<(String, Handler)>,
     pub(crate) on_start: Vec<StartHook>,
+    pub(crate) limits: WorkerLimits,
     /// Largest job body and reply. Units: bytes.
     pub(crate) job_size_max: usize,
     pub(crate) prints: Prints,
@@ -112,6 +116,9 @@ pub(crate) struct Worker<'h, S: Sys> {
     clock: TickClock,
     /// The last packet was there without any waiting: the next one may be too.
     more_at_hand: bool,
+    /// Not 0 where a job that aborts is judged by its `errno`. A word, so that one comparison a job serves for this and
+    /// its order.
+    minds_errno: u32,
 }
 
 /// A large job on its way in, with the header block of its first fragment.
@@ -128,6 +135,7 @@ pub(crate) fn run<S: Sys>(
     memory: SlotMemory,
     print_file: Option<OwnedFd>,
     handlers: &mut Handlers,
+    info: WorkerInfo,
 ) -> ! {
     // A panic is reported as the job's outcome; on standard error it would be noise among the host's own lines.
     std::panic::set_hook(Box::new(|_| {}));
@@ -135,6 +143,7 @@ pub(crate) fn run<S: Sys>(
     let out = Out::new(sys.clone(), memory);
     let now_ns = sys.now_ns();
     let clock = TickClock::new(now_ns);
+    let minds_errno = handlers.limits.marks_failed_allocations().into();
     let mut worker = Worker {
         sys,
         socket,
@@ -148,8 +157,9 @@ pub(crate) fn run<S: Sys>(
         now_ns,
         clock,
         more_at_hand: false,
+        minds_errno,
     };
-    let code = match catch_unwind(AssertUnwindSafe(|| worker.start_and_serve())) {
+    let code = match catch_unwind(AssertUnwindSafe(|| worker.start_and_serve(&info))) {
         Ok(Ok(Left::HostClosed)) => 0,
         Ok(Ok(Left::Protocol)) => EXIT_PROTOCOL,
         Ok(Ok(Left::StartFailed)) => EXIT_START,
@@ -167,27 +177,38 @@ enum Left {
 }
 
 impl<S: Sys> Worker<'_, S> {
-    fn start_and_serve(&mut self) -> OsResult<Left> {
+    fn start_and_serve(&mut self, info: &WorkerInfo) -> OsResult<Left> {
         self.sys.set_send_buffer(self.socket.as_fd(), SEND_BUFFER_SIZE)?;
         self.out.set_packet_size_max(self.sys.packet_size_max(self.socket.as_fd())?);
-        for hook in &mut self.handlers.on_start {
-            let failure = match catch_unwind(AssertUnwindSafe(&mut *hook)) {
-                Ok(Ok(())) => continue,
-                Ok(Err(e)) => e.to_string(),
-                Err(panic) => format!("panicked: {}", panic_message(&*panic)),
-            };
-            sys::flush_stdio();
-            self.out.message(Kind::Hello, 0, Status::Failed, failure.as_bytes(), 0, 0);
-            self.out.flush(self.socket.as_fd())?;
-            return Ok(Left::StartFailed);
-        }
+        let result = self.set_up(info);
         sys::flush_stdio();
         if let Some(file) = self.print_file.take() {
             self.capture = Some(Capture::start(file, self.handlers.prints, self.out.attached_size_max())?);
         }
-        self.out.message(Kind::Hello, 0, Status::Done, b"", 0, 0);
+        let (status, body, left) = match result {
+            Ok(memory) => (Status::Done, memory.map_or(Vec::new(), |bytes| bytes.to_le_bytes().to_vec()), None),
+            Err(failure) => (Status::Failed, failure.into_bytes(), Some(Left::StartFailed)),
+        };
+        self.out.message(Kind::Hello, 0, status, &body, 0, 0);
         self.out.flush(self.socket.as_fd())?;
-        self.serve()
+        match left {
+            Some(left) => Ok(left),
+            None => self.serve(),
+        }
+    }
+
+    /// Sets limits and runs the start hooks. Returns how much memory there is then, if the host wants to know.
+    fn set_up(&mut self, info: &WorkerInfo) -> Result<Option<u64>, String> {
+        let Handlers { limits, on_start, .. } = &mut *self.handlers;
+        limits.before_set_up(info)?;
+        for hook in on_start {
+            match catch_unwind(AssertUnwindSafe(|| hook(info))) {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => return Err(error.to_string()),
+                Err(panic) => return Err(format!("panicked: {}", panic_message(&*panic))),
+            }
+        }
+        limits.after_set_up(info, self.out.memory())
     }
 
     fn serve(&mut self) -> OsResult<Left> {
@@ -339,8 +360,8 @@ impl<S: Sys> Worker<'_, S> {
             self.out.message(Kind::Result, job.id, Status::UnknownHandler, b"", 0, self.now_ns);
             return Ok(None);
         };
-        if job.order != 0 {
-            meet(job.order);
+        if job.order | self.minds_errno != 0 {
+            before_job(job.order);
         }
         let meter = Meter::begin(job.flags);
         let request = Request { handler: name, headers: job.headers, body: job.body };
@@ -426,9 +447,10 @@ pub(crate) fn run_here(handlers: &mut Handlers, index: usize, header_block: &[u8
     }
 }
 
-/// Comes to grief as ordered.
+/// Comes to grief as ordered. What an earlier job has left in `errno` is not this one's.
 #[cold]
-fn meet(order: u32) {
+fn before_job(order: u32) {
+    sys::clear_errno();
     match Fate::from_code(order) {
         Some(Fate::Kill) => sys::raise_default(SIGKILL),
         Some(Fate::Stall) => loop {

@@ -45,6 +45,11 @@ impl<S: Sys> Out<S> {
         self.packet_size_max = size.min(PACKET_SIZE_MAX) & !(FRAME_ALIGN - 1);
     }
 
+    /// The slot's memory, before anything is written there.
+    pub(super) fn memory(&mut self) -> &mut SlotMemory {
+        &mut self.memory
+    }
+
     #[inline]
     pub(super) fn control(&self) -> &Control {
         self.memory.control()
