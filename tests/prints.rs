@@ -2,6 +2,7 @@
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use seqpool::frame::{self, FLAG_PRINTED, FLAG_TIMED, Header, Kind, Status};
 use seqpool::limits::{PRINT_FILE_SIZE_MAX, PRINTED_SIZE_MAX};
 use seqpool::sys::{Faulty, Role, Strike, Sys};
 use seqpool::{Builder, Completion, CrashCause, HandlerError, Job, Outcome, Pool, Prints, Submitter, TransportKind};
@@ -36,6 +37,7 @@ fn main() {
         a_closed_standard_error_costs_nobody,
         a_standard_error_that_nobody_reads_does_not_stop_the_host,
         a_scribbled_offset_is_not_believed => 120,
+        forged_output_costs_its_worker,
         a_cut_file_is_read_from_its_beginning,
         recycled_workers_begin_anew,
         what_a_job_leaves_behind_prints_in_bounds => 120,
@@ -97,10 +99,45 @@ fn print(how: &str, text: &str) -> Result<(), HandlerError> {
             (0..text.parse::<usize>()?).for_each(|_| write(1, &piece));
             write(1, b"the end");
         }
+        "forge" => forge(text)?,
         "attempt" => println!("attempt {}", words()[0].fetch_add(1, SeqCst)),
         "leave-noise" => drop(Command::new("sh").args(["-c", "while :; do echo noise; done"]).spawn()?),
         "leave-flood" => drop(Command::new("cat").arg("/dev/zero").spawn()?),
         other => return Err(format!("no way to print {other}").into()),
+    }
+    Ok(())
+}
+
+/// Sends a result for the job in hand that no honest worker sends.
+fn forge(how: &str) -> Result<(), HandlerError> {
+    let number = |n: u64| n.to_le_bytes();
+    let text = [b'x'; 1001];
+    let (status, flags, body) = match how {
+        "of a job that is done" => (Status::Done, FLAG_PRINTED, [&number(0)[..], &number(1), b"xreply"].concat()),
+        "more than is there" => (Status::Failed, FLAG_PRINTED, [&number(0)[..], &number(5), b"xxxx"].concat()),
+        "absurdly much" => (Status::Failed, FLAG_PRINTED, [&number(0)[..], &number(u64::MAX), b"xxxx"].concat()),
+        "more than is kept" => (Status::Failed, FLAG_PRINTED, [&number(0)[..], &number(1001), &text].concat()),
+        "half a number" => (Status::Panicked, FLAG_PRINTED, number(0)[..7].to_vec()),
+        "no body" => (Status::Panicked, FLAG_PRINTED, Vec::new()),
+        "no times" => (Status::Panicked, FLAG_PRINTED | FLAG_TIMED, number(0).repeat(3)),
+        other => return Err(format!("no forgery {other}").into()),
+    };
+    // SAFETY: the claim word is the first of the slot's mapping, aligned, and an atomic in every process.
+    let next = unsafe { &*slot_base().cast::<AtomicU64>() }.load(SeqCst);
+    let id = next & !0xffff_ffff | u64::from((next as u32).wrapping_sub(1));
+    let mut packet = vec![0; frame::frame_size(body.len())];
+    let (kind, code) = (Kind::Result, status as u32);
+    let header = Header { payload_size: 0, header_block_size: 0, kind, flags, id, code, extra: 1 };
+    frame::encode(&mut packet, header, &[], &body);
+    // Of its two sockets the one that raises no signal; the other is its lifeline.
+    let fds = support::open_fds(std::process::id() as i32);
+    for fd in fds.iter().filter(|(_, target)| target.contains("socket:")).map(|(fd, _)| *fd) {
+        // SAFETY: F_GETFL takes no argument.
+        if unsafe { libc::fcntl(fd, libc::F_GETFL) } & libc::O_ASYNC == 0 {
+            // SAFETY: the packet is live for the call.
+            let n = unsafe { libc::send(fd, packet.as_ptr().cast(), packet.len(), libc::MSG_NOSIGNAL) };
+            assert_eq!(n, packet.len() as isize);
+        }
     }
     Ok(())
 }
@@ -365,6 +402,11 @@ fn the_tail_is_the_last_bytes(transport: TransportKind) {
             let ended = run_one(&mut pool, &format!("bytes|{size}|error"));
             assert_eq!((ended.printed, ended.cut), (Some(vec![b'x'; size_max]), cut));
         }
+        // More than a ring of failures.
+        for ended in run(&mut pool, &["bytes|70000|error"; 100]) {
+            assert_eq!((ended.printed, ended.cut), (Some(vec![b'x'; size_max]), (70_000 - size_max) as u64));
+        }
+        assert_eq!(pool.stats().hostile, 0);
     }
 }
 
@@ -535,6 +577,27 @@ fn a_scribbled_offset_is_not_believed(transport: TransportKind) {
         );
         // Another worker's output is its own.
         assert_eq!(run_one(&mut pool, "println|after|error").text().as_deref(), Some("after\n"));
+    }
+}
+
+fn forged_output_costs_its_worker(transport: TransportKind) {
+    let forgeries = [
+        "of a job that is done",
+        "more than is there",
+        "absurdly much",
+        "more than is kept",
+        "half a number",
+        "no body",
+        "no times",
+    ];
+    for prints in [Prints::Capture { size_max: 1000 }, Prints::PassThrough] {
+        let mut pool = builder(1, transport, prints).timeout(Duration::from_secs(20)).spawn().expect("a pool");
+        for (n, how) in forgeries.into_iter().enumerate() {
+            let ended = run_one(&mut pool, &format!("forge|{how}|hang"));
+            assert!(is_right("kill", &ended.outcome), "{how}: {:?}", ended.outcome);
+            assert_eq!(pool.stats().hostile, n as u64 + 1, "{how}");
+            assert!(run_one(&mut pool, "nothing||done").outcome.is_done());
+        }
     }
 }
 

@@ -99,6 +99,20 @@ fn any_plain() -> impl Strategy<Value = Plain> {
         .prop_map(|(kind, flags, id, code, extra, block, body)| Plain { kind, flags, id, code, extra, block, body })
 }
 
+proptest! {
+    /// Whatever was printed is found again, and nonsense is never read beyond its end.
+    #[test]
+    fn printed_bytes_come_back(cut: u64, bytes in vec(any::<u8>(), 0..50), rest in vec(any::<u8>(), 0..50), keep: u8) {
+        let mut body = Vec::new();
+        push_printed(&mut body, cut, &bytes);
+        let prefix = body.len();
+        body.extend_from_slice(&rest);
+        prop_assert_eq!(split_printed(&body), Some((cut, &bytes[..], &rest[..])));
+        let keep = usize::from(keep) % prefix;
+        prop_assert_eq!(split_printed(&body[..keep]), None);
+    }
+}
+
 fn any_packet() -> impl Strategy<Value = (Vec<Plain>, Vec<u8>)> {
     vec(any_plain(), 0..6).prop_map(|frames| {
         let mut packet = Vec::new();
