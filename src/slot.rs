@@ -250,10 +250,13 @@ mod loom_tests {
                 // SAFETY: the cell is alive; loom checks that nobody else has it now.
                 theirs.out_ring[n as usize].with_mut(|p| unsafe { *p = 100 + n });
                 publish(&theirs.control.out_tail, u64::from(n) + 1);
+                // Each job prints one byte.
+                theirs.control.set_print_began(u64::from(n) + 1);
             }
             JOBS
         });
         let word = look(&shared.control.claim);
+        let (print_began, _) = shared.control.printing();
         let sent = FIRST.seq.wrapping_add(JOBS);
         let started = claim::started(word, FIRST.epoch, FIRST.seq, sent).expect("an honest worker");
         let results = shared.control.out_tail.observe();
@@ -267,6 +270,10 @@ mod loom_tests {
         assert!(u64::from(started) <= results + 1, "at most one job is open");
         assert!(bodies.iter().zip(100..).all(|(&body, right)| body == right), "what is published is complete");
         assert!(started <= ran, "what had started has run");
+        assert!(
+            print_began + 1 >= u64::from(started),
+            "no earlier job's output is taken for that of the last to start"
+        );
         assert_eq!(shared.control.out_tail.observe(), u64::from(ran), "and its result is there");
     }
 
