@@ -502,7 +502,8 @@ fn a_run_that_was_killed_is_resumed() {
         let ordered: &[&str] = if round % 2 == 0 { &["-k"] } else { &[] };
         let args = [ordered, &["-j2", "--joblog", &name, "--resume", "sleep"]].concat();
         let mut live = Live::start(&args, &input);
-        let patience = Duration::from_millis(20 + random.below(150));
+        // Longer each time, so that a loaded machine gets there too.
+        let patience = Duration::from_millis(20 + 10 * round + random.below(150));
         let is_over = wait_until(patience, || live.child.try_wait().unwrap().is_some());
         if !is_over {
             live.signal(Signal::SIGKILL);
