@@ -17,6 +17,7 @@ const FLOORS: &[(&str, Rank)] = &[
     ("limits", Rank(0, 0)),
     ("sys", Rank(0, 1)),
     ("assembly", Rank(1, 1)),
+    ("chaos", Rank(1, 1)),
     ("error", Rank(1, 0)),
     ("frame", Rank(1, 0)),
     ("order", Rank(1, 0)),

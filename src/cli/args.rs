@@ -382,6 +382,10 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "N", value_parser = parse_jobs)]
     pub(crate) max_jobs_per_worker: Option<usize>,
 
+    /// Kill a worker whose memory grows by more than this after its set-up, such as 64MiB; its job ends as out of memory
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub(crate) mem_limit: Option<usize>,
+
     /// End the run when jobs fail: `now` kills what runs, `soon` lets it finish; after N jobs, or N% of those finished (3 at
     /// least), such as now,fail=1 or soon,fail=30%
     #[arg(long, value_name = "WHEN,fail=N[%]", value_parser = parse_halt)]

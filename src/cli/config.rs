@@ -27,6 +27,8 @@ pub(crate) struct Config {
     pub(crate) retries: Option<u32>,
     pub(crate) quarantine: Option<Quarantine>,
     pub(crate) chaos: Option<Chaos>,
+    /// Units: bytes.
+    pub(crate) mem_limit: Option<u64>,
     pub(crate) max_jobs_per_worker: Option<usize>,
     pub(crate) nice: Option<i32>,
     pub(crate) transport: TransportKind,
@@ -117,6 +119,7 @@ impl Config {
             retries: args.retries,
             // Like all other files: none by a dry run.
             quarantine: args.quarantine.filter(|_| !args.dry_run).map(Quarantine::open).transpose()?,
+            mem_limit: args.mem_limit.map(|size| size as u64),
             chaos: args.chaos.map(|shares| shares.with_seed(args.seed)),
             max_jobs_per_worker: args.max_jobs_per_worker,
             nice: args.nice,

@@ -171,6 +171,9 @@ fn builder(config: &Config) -> Builder {
     if let Some(retries) = config.retries {
         builder = builder.retries(retries);
     }
+    if let Some(size) = config.mem_limit {
+        builder = builder.memory_limit(size);
+    }
     if let Some(chaos) = config.chaos {
         builder = builder.chaos(chaos);
     }

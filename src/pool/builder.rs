@@ -194,7 +194,7 @@ impl Builder {
     /// # Errors
     /// [`ErrorKind::Config`] when set-up fails.
     pub fn run_here(mut self, job: &Job<'_>) -> Result<Outcome<Vec<u8>>, Error> {
-        let info = crate::WorkerInfo { slot: 0, generation: 1 };
+        let info = crate::worker::WorkerInfo { slot: 0, generation: 1 };
         for hook in &mut self.on_start {
             hook(&info).map_err(|e| Error::new(ErrorKind::Config(format!("set-up: {e}"))))?;
         }

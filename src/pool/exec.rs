@@ -54,7 +54,7 @@ pub fn init(setup: fn(Builder) -> Builder) {
                 by_id: handlers,
                 on_start,
                 job_size_max,
-                prints: crate::Prints::default(),
+                prints: crate::prints::Prints::default(),
                 limits: Default::default(),
             }
         });

@@ -334,7 +334,7 @@ impl<S: Sys> Engine<S> {
             }
             let s = &mut self.slots[slot];
             s.ready = true;
-            s.wear.memory = frame.body().first_chunk().map(|bytes| u64_from_le(bytes));
+            s.wear.memory = frame.body().first_chunk().map(u64_from_le);
         } else {
             let why = String::from_utf8_lossy(frame.body()).into_owned();
             self.slots[slot].tell(&why);

@@ -66,7 +66,7 @@ impl<S: Sys> Engine<S> {
 
     /// A worker is to be replaced: it is given nothing more, what it has not started is taken back, and it leaves when it
     /// has finished the rest.
-    pub(super) fn retire_worker(&mut self, slot: usize) {
+    fn retire_worker(&mut self, slot: usize) {
         // Without a nursery there would be nobody in its place.
         if self.slots[slot].life != Life::Running || self.slots[slot].wear.retiring || self.nursery.is_none() {
             return;
@@ -95,6 +95,15 @@ impl<S: Sys> Engine<S> {
         let at_ns = now_ns.saturating_add(nanos(age) - early_ns);
         self.clear_age_timer(slot);
         self.slots[slot].wear.timer = Some(self.reactor.set_timer(at_ns, Alarm::Age(slot).to_bits()));
+    }
+
+    /// A worker is as old as it may be. Where nobody would come in its place it stays, for as long again.
+    pub(super) fn on_age(&mut self, slot: usize, now_ns: u64) {
+        if self.nursery.is_some() {
+            self.retire_worker(slot);
+        } else if self.slots[slot].life == Life::Running {
+            self.limit_age(slot, now_ns);
+        }
     }
 
     pub(super) fn clear_age_timer(&mut self, slot: usize) {

@@ -480,7 +480,7 @@ impl<S: Sys> Engine<S> {
             }
             Alarm::Age(slot) => {
                 self.slots[slot].wear.timer = None;
-                self.retire_worker(slot);
+                self.on_age(slot, now_ns);
                 Ok(())
             }
             Alarm::Slot(slot) => {

@@ -221,8 +221,10 @@ impl OomWatch {
         const SIGKILL: i32 = 9;
         let kills = self.group.as_ref()?.slot(slot).oom_kills().ok()?;
         let seen = self.seen.get_mut(slot as usize)?;
+        let before = std::mem::replace(seen, kills);
+        // Fewer: another host took the group for one left behind, and it was made anew.
+        let rose = kills > if kills < before { 0 } else { before };
         // The victim may have been a process that the worker started.
-        let rose = kills > std::mem::replace(seen, kills);
         Some(rose && exit == sys::Exit::Signal(SIGKILL))
     }
 
