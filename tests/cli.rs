@@ -801,7 +801,7 @@ fn too_few_descriptors_for_the_workers_says_what_to_do() {
 
 #[test]
 fn options_that_do_not_work_yet_do_not_exist() {
-    let later = ["--mem-limit=1MiB", "--framing=lines", "--prefetch=1", "--each"];
+    let later = ["--framing=lines", "--prefetch=1", "--each"];
     for option in later {
         let ran = run(&[option, "echo"], "");
         assert_eq!(ran.code(), 2, "{option}");

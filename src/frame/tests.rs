@@ -34,7 +34,7 @@ fn decode_naively(packet: &[u8]) -> (Vec<Plain>, Option<FrameError>) {
         if !(1..=3).contains(&kind) {
             return (frames, Some(FrameError::UnknownKind(kind)));
         }
-        if flags > 7 {
+        if flags > 15 {
             return (frames, Some(FrameError::UnknownFlags(flags)));
         }
         if block_size > payload_size {
@@ -188,7 +188,7 @@ proptest! {
                 header[..4].copy_from_slice(&payload_size.to_le_bytes());
                 header[4..6].copy_from_slice(&block_size.to_le_bytes());
                 header[6] = header[6] % 3 + 1;
-                header[7] %= 8;
+                header[7] %= 16;
             }
         }
         prop_assert_eq!(decode(&packet), decode_naively(&packet));

@@ -511,8 +511,9 @@ mod tests {
         let good = opening().encode();
         assert_eq!(Opening::decode(&good), Some(opening()));
         assert_eq!(Opening::decode(&good[..OPENING_SIZE - 1]), None);
-        // Kind, counts, nice and number of kept descriptors out of range, and every word that must be zero.
-        for byte in [0, 7, 12, 20, 43, 44, 49, 53].into_iter().chain((56..OPENING_SIZE).step_by(8)) {
+        // Kind, counts, nice, number of kept descriptors, prints and limits out of range, and every word that must be zero.
+        let unused = (RECORD_SIZE + 8 * LIMIT_WORDS..OPENING_SIZE).step_by(8);
+        for byte in [0, 7, 12, 20, 43, 44, 49, 53, 60, 65].into_iter().chain(unused) {
             let mut bad = good;
             bad[byte] ^= 0x80;
             assert_eq!(Opening::decode(&bad), None, "byte {byte}");
