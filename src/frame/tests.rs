@@ -95,7 +95,7 @@ fn encode_plain(out: &mut Vec<u8>, frame: &Plain) {
 
 fn any_plain() -> impl Strategy<Value = Plain> {
     let number = || prop_oneof![Just(0), Just(u32::MAX), any::<u32>()];
-    (1u8..=3, 0u8..=7, any::<u64>(), number(), number(), vec(any::<u8>(), 0..20), vec(any::<u8>(), 0..50))
+    (1u8..=3, 0u8..=15, any::<u64>(), number(), number(), vec(any::<u8>(), 0..20), vec(any::<u8>(), 0..50))
         .prop_map(|(kind, flags, id, code, extra, block, body)| Plain { kind, flags, id, code, extra, block, body })
 }
 
