@@ -673,7 +673,8 @@ fn row_21_nursery_stopped_in_exec_mode() {
     assert_eq!(run.undone(), [(spins, &Outcome::TimedOut { after: timeout })]);
     let took = start.elapsed();
     assert!(took >= NURSERY_TIMEOUT && took < NURSERY_TIMEOUT + Duration::from_secs(2), "{took:?}");
-    assert!(!support::is_alive(nursery), "it cannot wake up again");
+    let is_dead = wait_until(Duration::from_secs(1), || !support::is_alive(nursery));
+    assert!(is_dead, "it cannot wake up again");
     run.renewed(nursery);
     assert_eq!((run.pool.stats().nursery_respawns, run.pool.stats().abandoned), (1, 0));
     // One that is stopped while it starts.

@@ -1197,7 +1197,8 @@ fn row_21_nursery_stopped_for_good() {
         let took = start.elapsed();
         assert!(took >= NURSERY_TIMEOUT && took < NURSERY_TIMEOUT + Duration::from_secs(2), "{took:?}");
         assert_eq!(run.undone(), [(first, &Outcome::TimedOut { after: timeout })]);
-        assert!(!support::is_alive(nursery), "it is killed, and cannot wake up again");
+        let is_dead = wait_until(Duration::from_secs(1), || !support::is_alive(nursery));
+        assert!(is_dead, "it is killed, and cannot wake up again");
         assert_eq!(run.pool.processes().0, None);
         // The other worker goes on, until it dies too.
         let second = run.submit_within("spin", Some(timeout));
