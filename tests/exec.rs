@@ -610,6 +610,8 @@ fn row_21_nursery_killed_again_and_again() {
     let mut random = Random(210);
     let mut bad = Vec::new();
     for round in 0..60 {
+        // The last death may have been noticed just now.
+        run.until("a nursery", |run| run.pool.processes().0.is_some());
         let nursery = run.nursery();
         run.submit_many(20, "sleep 500");
         // Who comes instead is a child of the last nursery, and its results say that it was a good one.
@@ -637,6 +639,7 @@ fn row_21_nursery_killed_again_and_again() {
         assert!(bad.contains(&tag), "job {tag}: {outcome:?}");
     }
     assert_eq!(run.undone().len(), bad.len());
+    run.until("a nursery", |run| run.pool.processes().0.is_some());
     let nursery = run.nursery();
     signal(nursery, Signal::SIGKILL);
     run.renewed(nursery);
