@@ -116,6 +116,8 @@ pub const RECEIVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Default of how long a worker whose job is timed out or cancelled has between `SIGTERM` and `SIGKILL`.
 pub const GRACE: Duration = Duration::from_millis(100);
 /// After `SIGKILL`, how long until a worker is reported as impossible to kill and its memory given up.
+/// After `SIGKILL`, how long until a worker is reported as impossible to kill and its memory given up; or, of a nursery,
+/// until no other takes its place.
 pub const KILL_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often, at most, one worker's memory is looked at while it has jobs. Units: one `read` of `/proc/PID/statm` each.
 pub const MEMORY_SAMPLE_PERIOD: Duration = Duration::from_millis(100);

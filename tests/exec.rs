@@ -614,7 +614,6 @@ fn row_21_nursery_killed_again_and_again() {
         run.until("a nursery", |run| run.pool.processes().0.is_some());
         let nursery = run.nursery();
         run.submit_many(20, "sleep 500");
-        // Who comes instead is a child of the last nursery, and its results say that it was a good one.
         bad.push(run.submit("abort"));
         run.submit_many(20, "ok");
         let (moment, start) = (Duration::from_micros(random.below(8000)), Instant::now());
@@ -627,9 +626,17 @@ fn row_21_nursery_killed_again_and_again() {
             signal(run.nursery(), Signal::SIGKILL);
         }
         run.until("another", |run| run.pool.processes().0.is_some_and(|pid| pid != nursery));
-        if round % 2 == 0 {
-            run.finish();
+        if round % 3 != 2 {
+            continue;
         }
+        // Only so many die in a row before the pool does without: this one proves itself, by workers of its own.
+        run.finish();
+        run.until("a nursery", |run| run.pool.processes().0.is_some());
+        let workers = run.workers();
+        workers.iter().for_each(|pid| signal(*pid, Signal::SIGKILL));
+        run.submit_many(20, "ok");
+        run.finish();
+        run.until("other workers", |run| run.workers().iter().all(|pid| !workers.contains(pid)));
     }
     run.finish();
     for (tag, outcome) in run.undone() {

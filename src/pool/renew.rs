@@ -7,7 +7,9 @@
 use super::engine::{Alarm, Engine};
 use super::slot::Life;
 use super::supervise::{backoff, nanos};
-use crate::limits::{NURSERY_LATE_MAX, NURSERY_PROVED_AGE, NURSERY_STARTS_MAX, NURSERY_TIMEOUT};
+use crate::limits::{
+    KILL_TIMEOUT, NURSERY_LATE_MAX, NURSERY_PROVED_AGE, NURSERY_STARTS_MAX, NURSERY_TIMEOUT, RESPAWN_BACKOFF_MIN,
+};
 use crate::nursery::{Heard, Nursery, exec::Plan};
 use crate::sys::{Interest, OsResult, Sys};
 
@@ -18,11 +20,13 @@ pub(super) struct Renewal {
     pub(super) plan: Plan,
     /// Started in a row, and none of them has proved itself.
     pub(super) starts: u32,
+    /// When the last one was lost. Units: nanoseconds.
+    lost_ns: u64,
 }
 
 impl Renewal {
     pub(super) fn new(plan: Plan) -> Self {
-        Self { plan, starts: 0 }
+        Self { plan, starts: 0, lost_ns: 0 }
     }
 }
 
@@ -103,6 +107,9 @@ impl<S: Sys> Engine<S> {
             renewal.starts = 0;
         }
         self.start_error = Some(why.to_owned());
+        if let Some(renewal) = &mut self.renewal {
+            renewal.lost_ns = self.sys.now_ns();
+        }
         self.plan_renewal();
         // Its last words: who has been forked, and who has ended.
         while let Ok(heard @ (Heard::Report(_) | Heard::Again)) = nursery.next_report() {
@@ -149,13 +156,17 @@ impl<S: Sys> Engine<S> {
 
     /// Executes another nursery. Slots are filled when it says that it serves.
     fn renew_nursery(&mut self) {
-        if let Some(lost) = self.lost_nursery.take_if(|lost| !lost.is_reaped()) {
-            // Never two at a time: this one cannot be killed, or not yet.
-            self.lost_nursery = Some(lost);
-            return self.renewal_failed("the last nursery process cannot be killed".to_owned());
+        let Some(renewal) = &self.renewal else { return };
+        if self.lost_nursery.as_ref().is_some_and(|lost| !lost.is_reaped()) {
+            // Never two at a time. `SIGKILL` takes a moment, which is no failure to start.
+            let now_ns = self.sys.now_ns();
+            if now_ns.saturating_sub(renewal.lost_ns) < nanos(KILL_TIMEOUT) {
+                return self.set_nursery_timer(now_ns + nanos(RESPAWN_BACKOFF_MIN));
+            }
+            self.renewal = None;
+            return self.renewal_over("the last nursery process cannot be killed".to_owned());
         }
         self.lost_nursery = None;
-        let Some(renewal) = &self.renewal else { return };
         let started = Nursery::exec(&self.sys, &renewal.plan).and_then(|nursery| {
             match self.reactor.register(nursery.socket(), Interest::READ.and(Interest::WRITE)) {
                 Ok(token) => Ok((nursery, token)),
@@ -177,13 +188,19 @@ impl<S: Sys> Engine<S> {
     }
 
     fn renewal_failed(&mut self, why: String) {
-        self.start_error = Some(why);
         self.plan_renewal();
-        if self.renewal.is_none() {
-            for slot in 0..self.slots.len() {
-                if self.slots[slot].life == Life::Empty {
-                    self.give_up(slot);
-                }
+        match self.renewal {
+            Some(_) => self.start_error = Some(why),
+            None => self.renewal_over(why),
+        }
+    }
+
+    /// There will be no other nursery.
+    fn renewal_over(&mut self, why: String) {
+        self.start_error = Some(why);
+        for slot in 0..self.slots.len() {
+            if self.slots[slot].life == Life::Empty {
+                self.give_up(slot);
             }
         }
     }
