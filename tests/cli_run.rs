@@ -52,6 +52,7 @@ fn main() {
         row_41_stopped_time_does_not_count,
         row_41_a_timeout_continues_where_it_stopped,
         row_41_stopped_between_jobs,
+        row_41_stopped_without_a_nursery,
         row_41_stopped_again_and_again,
         row_41_host_stopped_by_force,
     ]);
@@ -97,10 +98,13 @@ impl Live {
         std::fs::read_to_string(self.dir.path().join("stderr")).unwrap()
     }
 
-    /// The workers, by their names: the nursery is no worker.
     fn workers(&self) -> Vec<i32> {
+        self.descendants_named("seqpool-w")
+    }
+
+    fn descendants_named(&self, prefix: &str) -> Vec<i32> {
         let name = |pid: &i32| std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-        descendants(self.pid()).into_iter().filter(|pid| name(pid).starts_with("seqpool-w")).collect()
+        descendants(self.pid()).into_iter().filter(|pid| name(pid).starts_with(prefix)).collect()
     }
 
     #[track_caller]
@@ -811,9 +815,14 @@ fn row_40_full_disk_for_the_joblog() {
 #[track_caller]
 fn suspend(live: &Live) -> Vec<i32> {
     let workers = live.workers();
+    suspend_all(live, &workers);
+    workers
+}
+
+#[track_caller]
+fn suspend_all(live: &Live, workers: &[i32]) {
     kill(Pid::from_raw(-live.pid()), Signal::SIGTSTP).unwrap();
     live.wait_for("all stopped", |live| workers.iter().chain(&[live.pid()]).all(|&pid| proc_state(pid) == Some('T')));
-    workers
 }
 
 /// As a shell's `fg`.
@@ -871,6 +880,23 @@ fn row_41_stopped_between_jobs() {
     drop(writer);
     live.expect_code(0);
     assert_eq!(live.stderr(), "");
+}
+
+fn row_41_stopped_without_a_nursery() {
+    // Nobody is left to stop the workers but the host itself.
+    let mut live = Live::start(&["-j2", "--timeout", "3s", "fault"], "sleep 1.5\nsleep 1.5\n");
+    live.wait_for("workers", |live| live.workers().len() == 2);
+    std::thread::sleep(Duration::from_millis(300));
+    let workers = live.workers();
+    let nursery = live.descendants_named("seqpool-nursery")[0];
+    kill(Pid::from_raw(nursery), Signal::SIGKILL).unwrap();
+    live.wait_for("the nursery is gone", |_| !support::is_alive(nursery));
+    std::thread::sleep(Duration::from_millis(200));
+    suspend_all(&live, &workers);
+    std::thread::sleep(Duration::from_secs(3));
+    go_on(&live, &workers);
+    live.expect_code(0);
+    assert_eq!((live.stdout().as_str(), live.stderr().as_str()), ("ok\nok\n", ""));
 }
 
 fn row_41_stopped_again_and_again() {
