@@ -115,7 +115,6 @@ pub const SPAWN_TIMEOUT: Duration = Duration::from_secs(60);
 pub const RECEIVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Default of how long a worker whose job is timed out or cancelled has between `SIGTERM` and `SIGKILL`.
 pub const GRACE: Duration = Duration::from_millis(100);
-/// After `SIGKILL`, how long until a worker is reported as impossible to kill and its memory given up.
 /// After `SIGKILL`, how long until a worker is reported as impossible to kill and its memory given up; or, of a nursery,
 /// until no other takes its place.
 pub const KILL_TIMEOUT: Duration = Duration::from_secs(5);
