@@ -360,7 +360,7 @@ impl<S: Sys> Engine<S> {
             return self.settle_result(slot, position, &frame.header, frame.body(), sink);
         }
         let Ok(fragment) = frame.fragment() else { return self.kill(slot, Doom::Hostile) };
-        let limit = self.config.job_size_max + RESULT_PREFIX_SIZE_MAX;
+        let limit = self.config.job_size_max + result_prefix_size(frame.header.flags);
         if fragment.total > limit as u64 {
             return self.kill(slot, Doom::Hostile);
         }
