@@ -12,8 +12,8 @@ use super::slot::{Doom, Life};
 use super::table::{Label, Ticket};
 use crate::assembly::{Assembly, Taken};
 use crate::frame::{
-    self, FLAG_FRAGMENT, FLAG_PRINTED, FLAG_TIMED, Frame, Frames, Header, Kind, Metering, RESULT_PREFIX_SIZE_MAX,
-    RESULT_TIMES_SIZE, Status, frame_size, result_prefix_size,
+    self, FLAG_FRAGMENT, FLAG_PRINTED, FLAG_TIMED, Frame, Frames, Header, Kind, Metering, RESULT_TIMES_SIZE, Status,
+    frame_size, result_prefix_size,
 };
 use crate::limits::{DRAINS_MAX, PACKET_SIZE_MAX, PACKETS_PER_TURN, RING_SIZE};
 use crate::outcome::{Outcome, Reason};

@@ -122,7 +122,56 @@ pub fn main(cases: &[Case]) -> ! {
         }
         exit(0);
     }
+    if let Some(shards) = shards().filter(|&shards| selected.len() >= 2 * shards) {
+        exit(if run_in_shards(shards, &arguments) { 0 } else { FAILED });
+    }
+    let selected: Vec<&Case> = selected.into_iter().enumerate().filter(|(i, _)| is_mine(*i)).map(|(_, c)| c).collect();
     exit(if run_all(&selected, cases.len() - selected.len(), &options) { 0 } else { FAILED });
+}
+
+/// In how many processes the cases are run at a time: most of them wait most of the time. Each is the subreaper of its own.
+const SHARDS: &str = "SEQPOOL_TEST_SHARDS";
+/// Which of them this is, such as `0/2`.
+const SHARD: &str = "SEQPOOL_TEST_SHARD";
+
+fn shards() -> Option<usize> {
+    let shards = std::env::var(SHARDS).ok()?.parse().expect("SEQPOOL_TEST_SHARDS is a number");
+    (shards > 1).then_some(shards)
+}
+
+/// Whether the case at this place of the selection is this process's.
+fn is_mine(index: usize) -> bool {
+    let Ok(shard) = std::env::var(SHARD) else { return true };
+    let (number, of) = shard.split_once('/').expect("SEQPOOL_TEST_SHARD is such as 0/2");
+    let [number, of] = [number, of].map(|n| n.parse::<usize>().expect("a number"));
+    index % of == number
+}
+
+/// Runs the selection in so many processes at once; what each prints is shown when it has ended.
+fn run_in_shards(shards: usize, arguments: &[String]) -> bool {
+    let start = |shard: usize| {
+        Command::new(std::env::current_exe().expect("this program"))
+            .args(arguments)
+            .env_remove(SHARDS)
+            .env(SHARD, format!("{shard}/{shards}"))
+            .stdout(Stdio::piped())
+            .stderr(Stdio::inherit())
+            .spawn()
+            .expect("a shard")
+    };
+    let children: Vec<_> = (0..shards).map(start).collect();
+    // Each has a reader of its own: a shard whose pipe is full would wait for the one before it.
+    let readers: Vec<_> = children
+        .into_iter()
+        .map(|child| std::thread::spawn(move || child.wait_with_output().expect("its output")))
+        .collect();
+    let mut all_passed = true;
+    for reader in readers {
+        let output = reader.join().expect("a reader does not panic");
+        std::io::stdout().write_all(&output.stdout).expect("standard output");
+        all_passed &= output.status.success();
+    }
+    all_passed
 }
 
 #[derive(Default)]
