@@ -275,7 +275,12 @@ fn run_apart(case: &Case, nocapture: bool) -> Result<(), Failure> {
     let folder = tempfile::Builder::new().prefix("seqpool-").tempdir().expect("a temporary folder");
     let mut output = tempfile::tempfile().expect("a temporary file");
     let mut command = Command::new(std::env::current_exe().expect("current_exe"));
-    command.args(["--case", case.name]).env("TMPDIR", folder.path()).stdin(Stdio::null()).process_group(0);
+    command
+        .args(["--case", case.name])
+        .env("TMPDIR", folder.path())
+        .env_remove(SHARD)
+        .stdin(Stdio::null())
+        .process_group(0);
     if !nocapture {
         // A file, not a pipe: nothing blocks when it is full, nor when an orphan keeps it open.
         command.stdout(output.try_clone().expect("dup"));
