@@ -24,6 +24,7 @@ fn main() {
         a_batch_is_tried_again_one_by_one,
         cancelling_ends_the_attempts,
         attempts_wait_ever_longer,
+        the_longest_wait_is_no_error,
         a_run_that_is_over_tries_nothing_again,
         bytes_that_wait_are_bounded => 120,
         row_10_poison_job,
@@ -277,6 +278,22 @@ fn attempts_wait_ever_longer(transport: TransportKind) {
     // 20, 40, 80 and 160 ms.
     assert!(start.elapsed() >= Duration::from_millis(300), "{:?}", start.elapsed());
     assert_eq!(started(1), 5);
+}
+
+fn the_longest_wait_is_no_error(transport: TransportKind) {
+    let mut pool = builder(1, transport).retries(2).retry_backoff(Duration::MAX).spawn().unwrap();
+    pool.submit(Job::new("do", &body(1, "f")).tag(1)).unwrap();
+    assert!(support::wait_until(Duration::from_secs(20), || {
+        pool.poll(Some(Duration::from_millis(1)), |_, _| panic!("nothing is over")).unwrap();
+        pool.stats().retries == 1
+    }));
+    // It waits, and for long: neither is it tried at once.
+    pool.poll(Some(Duration::from_millis(50)), |_, _| panic!("nothing is over")).unwrap();
+    assert_eq!(started(1), 1);
+    pool.kill_all();
+    let mut ends = BTreeMap::new();
+    take(&mut pool, &mut ends);
+    assert!(matches!(ends[&1].outcome, Outcome::Cancelled { .. }), "{ends:?}");
 }
 
 fn a_run_that_is_over_tries_nothing_again(transport: TransportKind) {

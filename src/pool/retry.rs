@@ -5,6 +5,7 @@ use super::engine::{Alarm, Engine};
 use super::hook::Step;
 use super::journal::{Entry, Position};
 use super::slot::Life;
+use super::supervise::nanos;
 use super::table::{JobIndex, Label, Place};
 use crate::limits::{RETRY_BACKOFF_MAX, RETRY_BACKOFF_MIN};
 use crate::outcome::{Outcome, Reason};
@@ -50,7 +51,7 @@ impl<S: Sys> Engine<S> {
         }
         self.stats.retries += 1;
         self.note(Step::Retried, label, Some(slot));
-        let at_ns = self.sys.now_ns() + self.retry_delay(attempts).as_nanos() as u64;
+        let at_ns = self.sys.now_ns().saturating_add(nanos(self.retry_delay(attempts)));
         let timer = self.reactor.set_timer(at_ns, Alarm::Retry(job).to_bits());
         self.table.get_mut(job).retry_timer = Some(timer);
         self.table.set_place(job, Place::Aside);
