@@ -75,19 +75,18 @@ impl Quarantine {
         self.folder.display()
     }
 
-    /// Writes a capsule; returns its file's name.
+    /// Writes a capsule, in place of an earlier one of that job.
     ///
     /// # Errors
     /// The file system's.
-    pub(crate) fn write(&self, capsule: &Capsule<'_>) -> io::Result<PathBuf> {
+    pub(crate) fn write(&self, capsule: &Capsule<'_>) -> io::Result<()> {
         let path = self.folder.join(format!("job-{}.capsule", capsule.tag));
         let mut file = tempfile::Builder::new().prefix(".seqpool-").tempfile_in(&self.folder)?;
         serde_json::to_writer(file.as_file_mut(), &Head::of(capsule))?;
         for part in [b"\n", capsule.header_block, capsule.body] {
             file.as_file_mut().write_all(part)?;
         }
-        file.persist(&path).map_err(|e| e.error)?;
-        Ok(path)
+        file.persist(&path).map(drop).map_err(|e| e.error)
     }
 }
 

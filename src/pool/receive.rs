@@ -197,23 +197,8 @@ impl<S: Sys> Engine<S> {
                 && let Some(label) = engine.settle_plain::<0>(slot, &frame.header, settled)
             {
                 engine.delivered(label.batch);
-                let (tag, ticket, outcome) = (label.tag, label.ticket(), Outcome::Done(frame.body()));
-                let (worker, run_ns) = (Some(slot), Some(u64::from(frame.header.extra)));
                 // Made where it is taken: a completion that is moved on its way is stored and loaded again.
-                sink.take(
-                    engine,
-                    Completion {
-                        tried: 0,
-                        receipt: None,
-                        quarantined: false,
-                        printed: None,
-                        ticket,
-                        tag,
-                        outcome,
-                        worker,
-                        run_ns,
-                    },
-                );
+                sink.take(engine, Completion::plain(label, slot, frame.header.extra, frame.body()));
                 continue;
             }
             if is_recorded
@@ -223,22 +208,7 @@ impl<S: Sys> Engine<S> {
             {
                 engine.delivered(label.batch);
                 engine.note_plain(slot, label, times, at_ns);
-                let (tag, ticket, outcome) = (label.tag, label.ticket(), Outcome::Done(body));
-                let (worker, run_ns) = (Some(slot), Some(u64::from(frame.header.extra)));
-                sink.take(
-                    engine,
-                    Completion {
-                        tried: 0,
-                        receipt: None,
-                        quarantined: false,
-                        printed: None,
-                        ticket,
-                        tag,
-                        outcome,
-                        worker,
-                        run_ns,
-                    },
-                );
+                sink.take(engine, Completion::plain(label, slot, frame.header.extra, body));
                 continue;
             }
             engine.book_settled(slot, settled);
