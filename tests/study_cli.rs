@@ -1,19 +1,19 @@
 //! `seqpool study` as a user meets it: every test drives the real program and holds it to `CLI.md`. How long things took
 //! is nobody's business here; that predictions, spans and files fit together is.
 
+use guard::{GONE_LIMIT, Guard, run};
 use serde_json::Value;
 use std::fs::File;
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader};
 use std::os::unix::process::ExitStatusExt;
-use std::process::{Child, Command, Output, Stdio};
+use std::process::Command;
 use std::sync::mpsc;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-/// No run takes longer, not even of a program that is not optimized on a loaded machine.
-const LIMIT: Duration = Duration::from_secs(120);
-/// How long after the end of a run its processes may be there.
-const GONE_LIMIT: Duration = Duration::from_secs(5);
+#[path = "support/guard.rs"]
+mod guard;
+
 const SIGINT: i32 = 2;
 const SIGKILL: i32 = 9;
 const SIGPIPE: i32 = 13;
@@ -33,48 +33,7 @@ const FIELDS: [&str; 10] = [
 ];
 
 fn study(args: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_seqpool"));
-    command.arg("study").args(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    command
-}
-
-/// A child that dies with its test, whatever becomes of that.
-struct Guard(Child);
-
-impl Drop for Guard {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-/// Reads to the end of file, elsewhere.
-fn gather(mut from: impl Read + Send + 'static) -> mpsc::Receiver<Vec<u8>> {
-    let (send, receive) = mpsc::channel();
-    thread::spawn(move || {
-        let mut all = Vec::new();
-        let _ = from.read_to_end(&mut all);
-        let _ = send.send(all);
-    });
-    receive
-}
-
-/// Runs to the end. That its pipes reach end of file says that it left no process behind.
-fn run(mut command: Command) -> Output {
-    let mut child = Guard(command.spawn().unwrap());
-    let stdout = child.0.stdout.take().map(gather);
-    let stderr = gather(child.0.stderr.take().unwrap());
-    let deadline = Instant::now() + LIMIT;
-    let status = loop {
-        if let Some(status) = child.0.try_wait().unwrap() {
-            break status;
-        }
-        assert!(Instant::now() < deadline, "still runs after {LIMIT:?}");
-        thread::sleep(Duration::from_millis(5));
-    };
-    let stdout = stdout.map_or(Vec::new(), |out| out.recv_timeout(GONE_LIMIT).expect("nobody is left behind"));
-    let stderr = stderr.recv_timeout(GONE_LIMIT).expect("nobody is left behind");
-    Output { status, stdout, stderr }
+    guard::seqpool("study", args)
 }
 
 fn text(bytes: &[u8]) -> &str {
