@@ -104,7 +104,8 @@ const WORDS: usize = 1 << 17;
 /// From here on words with a meaning of their own; before, how often each job has started.
 const SPECIAL: usize = WORDS - 64;
 
-/// From here on when a job that sleeps has started; such jobs come among the first.
+/// From here on since when the worker of a job that sleeps could have claimed it, which comes before its handler runs, and
+/// on a busy machine long before. Such jobs come among the first.
 const STARTED_AT: usize = WORDS / 2;
 
 /// Monotonic time, which wraps. Units: microseconds.
@@ -126,6 +127,8 @@ fn starts(tag: u64) -> u32 {
 
 /// Set in each worker by its set-up.
 static IN_WORKER: AtomicBool = AtomicBool::new(false);
+/// In each worker: when it was set up, or its last job that slept ended. Units: as [`now_us`].
+static FREE_SINCE: AtomicU32 = AtomicU32::new(0);
 
 /// A job is `TAG COMMAND ARGUMENT`, and is answered with its own body unless its command says something else.
 fn act(request: &Request<'_>, reply: &mut Reply<'_>) -> Result<(), HandlerError> {
@@ -156,8 +159,9 @@ fn act(request: &Request<'_>, reply: &mut Reply<'_>) -> Result<(), HandlerError>
         "error" => return Err(argument.into()),
         "stack-overflow" => drop(std::hint::black_box(overflow(1))),
         "sleep" => {
-            words()[STARTED_AT + tag].store(now_us(), SeqCst);
+            words()[STARTED_AT + tag].store(FREE_SINCE.load(SeqCst).max(1), SeqCst);
             std::thread::sleep(Duration::from_micros(number()));
+            FREE_SINCE.store(now_us(), SeqCst);
         }
         "hang" => hang(),
         "spin" => {
@@ -317,6 +321,7 @@ fn builder(workers: usize, transport: TransportKind) -> Builder {
     words();
     let on_start = || {
         IN_WORKER.store(true, SeqCst);
+        FREE_SINCE.store(now_us(), SeqCst);
         Ok(())
     };
     Pool::builder().workers(workers).transport(transport).handler("do", act).on_start(on_start)

@@ -3,7 +3,8 @@
 //! # Source
 //! `unix(7)`, `sendmsg(2)`, `recvmsg(2)`, `cmsg(3)`, `accept(2)`.
 
-use super::{OsResult, Received, Sent, Wait, retry_interrupted, retry_nix};
+use super::epoll::{self, PollFd};
+use super::{Interest, OsResult, Received, Sent, Wait, retry_interrupted, retry_nix};
 use nix::sys::socket as ns;
 use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
@@ -156,6 +157,24 @@ pub(super) fn send(fd: BorrowedFd<'_>, parts: &[IoSlice<'_>], wait: Wait) -> OsR
 }
 
 fn receive_message(fd: BorrowedFd<'_>, header: &mut libc::msghdr, wait: Wait) -> OsResult<Received> {
+    let control_size = header.msg_controllen;
+    let received = receive_once(fd, header, wait)?;
+    if received != Received::Closed || !has_hung_up(fd)? {
+        return Ok(received);
+    }
+    // The kernel looks for a packet and then for the end, and the peer may have sent its last and closed in between: such
+    // an end comes before the packet. From now on nothing can be added, so the second answer is final.
+    header.msg_controllen = control_size;
+    receive_once(fd, header, wait)
+}
+
+fn has_hung_up(fd: BorrowedFd<'_>) -> OsResult<bool> {
+    let mut poll = [PollFd::new(fd, Interest::READ)];
+    epoll::poll(&mut poll, Some(0))?;
+    Ok(poll[0].is_hung_up())
+}
+
+fn receive_once(fd: BorrowedFd<'_>, header: &mut libc::msghdr, wait: Wait) -> OsResult<Received> {
     let flags = if wait == Wait::Never { libc::MSG_DONTWAIT } else { 0 } | libc::MSG_CMSG_CLOEXEC;
     let n = retry_interrupted("recvmsg", || {
         // SAFETY: every pointer in the header was set by our callers from live exclusive borrows that outlast this call.
@@ -265,4 +284,50 @@ pub(super) fn recv_fds(fd: BorrowedFd<'_>, buffer: &mut [u8], passed: &mut Passe
         passed.clear();
     }
     Ok(received)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::fd::AsFd;
+    use std::sync::Mutex;
+    use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+
+    /// A peer that sends its last packet and closes at once: one in about ten thousand times the kernel says "end" first.
+    #[test]
+    fn the_end_never_overtakes_the_last_packet() {
+        const ROUNDS: usize = 50_000;
+        let (peer, round) = (Mutex::new(None::<OwnedFd>), AtomicUsize::new(0));
+        let play = || {
+            for n in 1..=ROUNDS {
+                // Both sides start at the same moment, or they never meet.
+                while round.load(SeqCst) < n {
+                    std::hint::spin_loop();
+                }
+                let peer = peer.lock().unwrap().take().unwrap();
+                assert_eq!(send(peer.as_fd(), &[IoSlice::new(b"last")], Wait::Never), Ok(Sent::All));
+            }
+        };
+        let mut room = [0; 8];
+        let mut next = |socket: &OwnedFd| loop {
+            match recv(socket.as_fd(), &mut [IoSliceMut::new(&mut room)], Wait::Never) {
+                Ok(Received::WouldBlock) => {}
+                received => break received,
+            }
+        };
+        std::thread::scope(|scope| {
+            scope.spawn(play);
+            for n in 1..=ROUNDS {
+                let (ours, theirs) = pair().unwrap();
+                *peer.lock().unwrap() = Some(theirs);
+                round.store(n, SeqCst);
+                let seen = [next(&ours), next(&ours)];
+                if seen != [Ok(Received::Packet(4)), Ok(Received::Closed)] {
+                    // The other thread must not wait for the next one: it panics without a peer.
+                    round.store(usize::MAX, SeqCst);
+                    panic!("round {n}: {seen:?}");
+                }
+            }
+        });
+    }
 }
