@@ -44,6 +44,9 @@ pub mod claim;
 pub mod cli;
 mod error;
 pub mod frame;
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod limits;
 mod nursery;
 #[cfg(feature = "cli")]

@@ -159,10 +159,11 @@ impl Report {
             2 => Some(true),
             _ => return None,
         };
+        let is_bare = oom.is_none() && usage == Usage::default();
         let exited = |exit| Report::Exited { slot, generation, report: ExitReport { exit, usage }, oom };
         Some(match kind & 0xff {
-            1 if oom.is_none() => Report::Spawned { slot, generation, pid: value },
-            2 if oom.is_none() => Report::SpawnFailed { slot, generation, errno: value },
+            1 if is_bare => Report::Spawned { slot, generation, pid: value },
+            2 if is_bare => Report::SpawnFailed { slot, generation, errno: value },
             3 => exited(Exit::Code(value)),
             4 => exited(Exit::Signal(value)),
             _ => return None,

@@ -512,20 +512,7 @@ fn host_spinning() {
     }
 }
 
-/// Reaps what has ended, adopted processes too. Returns whether nobody is left.
-fn reaped() -> bool {
-    use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
-    loop {
-        match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
-            Ok(WaitStatus::StillAlive) => return false,
-            Ok(_) => {}
-            Err(nix::errno::Errno::ECHILD) => return true,
-            Err(error) => panic!("waitpid: {error}"),
-        }
-    }
-}
-
-// `reaped` waits for it, as for all that is adopted.
+// `support::reaped` waits for it, as for all that is adopted.
 #[allow(clippy::zombie_processes)]
 fn row_18_host_killed_in_exec_mode() {
     // Whoever is orphaned comes to this process.
@@ -539,7 +526,7 @@ fn row_18_host_killed_in_exec_mode() {
         std::thread::sleep(moment);
         most = most.max(support::descendants(child.id() as i32).len());
         signal(child.id() as i32, Signal::SIGKILL);
-        let gone = wait_until(Duration::from_secs(1), reaped);
+        let gone = wait_until(Duration::from_secs(1), support::reaped);
         let left = support::descendants(std::process::id() as i32);
         let left: Vec<String> = left.into_iter().map(support::describe).collect();
         assert!(gone, "1 s after a death at {moment:?}: {left:#?}");

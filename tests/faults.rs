@@ -23,7 +23,7 @@ use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::SeqCst};
 use std::time::{Duration, Instant};
-use support::{Random, wait_until};
+use support::{Random, rounds, wait_until};
 
 mod support;
 
@@ -66,8 +66,8 @@ fn main() {
         row_15_has_left_its_process_group,
         row_16_grandchildren_go_with_their_worker,
         row_16_grandchildren_go_with_the_pool,
-        row_17_result_and_deadline_race => 180,
-        row_18_host_killed => 120,
+        row_17_result_and_deadline_race => rounds(180, 600),
+        row_18_host_killed => rounds(120, 600),
         row_19_thread_that_spawned_the_pool_exits,
         row_20_host_dies_before_the_lifeline,
         row_21_nursery_killed,
@@ -957,7 +957,7 @@ fn row_17_result_and_deadline_race() {
         let mut run = Run::new(4, transport);
         let mut random = Random(17);
         let timeout = Duration::from_millis(6);
-        let count = if transport == TransportKind::Seqpacket { 3000 } else { 600 };
+        let count = if transport == TransportKind::Seqpacket { rounds(3000, 10_000) as usize } else { 600 };
         for _ in 0..count {
             // A job is killed up to a sampling period of 2.5 ms after its time, and later on a loaded machine.
             run.submit_within(format!("sleep {}", 5000 + random.below(7000)), Some(timeout));
@@ -993,35 +993,23 @@ fn host_spinning() {
     }
 }
 
-/// Reaps what has ended, adopted processes too. Returns whether nobody is left.
-fn reaped() -> bool {
-    use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
-    loop {
-        match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
-            Ok(WaitStatus::StillAlive) => return false,
-            Ok(_) => {}
-            Err(nix::errno::Errno::ECHILD) => return true,
-            Err(error) => panic!("waitpid: {error}"),
-        }
-    }
-}
-
-// `reaped` waits for it, as for all that is adopted.
+// `support::reaped` waits for it, as for all that is adopted.
 #[allow(clippy::zombie_processes)]
 fn row_18_host_killed() {
     // Whoever is orphaned comes to this process.
     nix::sys::prctl::set_child_subreaper(true).expect("prctl");
     let mut random = Random(18);
     let mut most = 0;
-    for round in 0..20 {
+    for round in 0..rounds(20, 200) {
         let child = host("spinning").spawn().expect("a host");
         // Sooner or later: while it starts, while it forks, while all spin.
-        let moment = Duration::from_micros(if round < 12 { random.below(80_000) } else { 300_000 });
+        let moment =
+            Duration::from_micros(if round % 5 < 3 { random.below(80_000) } else { 200_000 + random.below(200_000) });
         std::thread::sleep(moment);
         most = most.max(support::descendants(child.id() as i32).len());
         signal(child.id() as i32, Signal::SIGKILL);
         let start = Instant::now();
-        let gone = wait_until(Duration::from_secs(1), reaped);
+        let gone = wait_until(Duration::from_secs(1), support::reaped);
         let left = support::descendants(std::process::id() as i32);
         let left: Vec<String> = left.into_iter().map(support::describe).collect();
         assert!(gone, "1 s after a death at {moment:?}: {left:#?}");
@@ -1083,7 +1071,7 @@ fn host_slow_fork() {
     hang();
 }
 
-// `reaped` waits for it, as for all that is adopted.
+// `support::reaped` waits for it, as for all that is adopted.
 #[allow(clippy::zombie_processes)]
 fn row_20_host_dies_before_the_lifeline() {
     nix::sys::prctl::set_child_subreaper(true).expect("prctl");
@@ -1104,7 +1092,7 @@ fn row_20_host_dies_before_the_lifeline() {
     assert!(gone, "{:?}", workers.iter().map(|pid| support::describe(*pid)).collect::<Vec<_>>());
     println!("gone after {:?}", start.elapsed());
     signal(nursery, Signal::SIGCONT);
-    assert!(wait_until(Duration::from_secs(1), reaped));
+    assert!(wait_until(Duration::from_secs(1), support::reaped));
 }
 
 fn row_21_nursery_killed() {
@@ -1156,7 +1144,7 @@ fn row_21_nursery_killed_and_worker_with_grandchild_dies() {
     for pid in support::descendants(std::process::id() as i32) {
         signal(pid, Signal::SIGKILL);
     }
-    assert!(wait_until(Duration::from_secs(5), reaped));
+    assert!(wait_until(Duration::from_secs(5), support::reaped));
 }
 
 fn row_21_nursery_stopped() {

@@ -35,6 +35,7 @@ const FLOORS: &[(&str, Rank)] = &[
     ("nursery", Rank(3, 1)),
     ("pool", Rank(4, 0)),
     ("server", Rank(4, 1)),
+    ("fuzzing", Rank(5, 0)),
     ("cli", Rank(5, 0)),
     ("main", Rank(5, 1)),
 ];

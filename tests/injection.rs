@@ -11,7 +11,7 @@ use seqpool::{Crash, CrashCause, Job, Outcome, Pool, Reason, Stats, TransportKin
 use std::ops::Range;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::time::{Duration, Instant};
-use support::Random;
+use support::{Random, rounds};
 
 mod support;
 
@@ -294,7 +294,7 @@ fn number(variable: &str, default: u64) -> u64 {
 
 fn seeds(default_count: u64) -> Range<u64> {
     let first = number("SEQPOOL_SEED", 1);
-    first..first + number("SEQPOOL_SEEDS", default_count)
+    first..first + number("SEQPOOL_SEEDS", rounds(default_count, 50 * default_count))
 }
 
 /// Runs the plan under one fault on both transports and several seeds; the fault must really have happened.

@@ -11,7 +11,7 @@ use nix::unistd::Pid;
 use seqpool::limits::{
     EARLY_DEATHS_MAX, GROUP_REMOVE_TIMEOUT, MEMORY_LIMIT_MIN, OOM_SCORE_RAISE, RESPAWN_BACKOFF_MAX, WORKER_AGE_MIN,
 };
-use seqpool::sys::{Faulty, Strike};
+use seqpool::sys::{Blow, Faulty, Strike};
 use seqpool::{
     Builder, Completion, Crash, CrashCause, ErrorKind, Job, MemoryLimitKind, Outcome, Pool, Reason, Resource,
     SlotState, Submitter, TransportKind,
@@ -644,7 +644,7 @@ fn failing_calls_cost_no_job(transport: TransportKind) {
         for (role, call, count) in calls {
             for nth in 1..=count.min(4) {
                 for errno in [libc::EINTR, libc::ENOMEM, libc::EACCES] {
-                    let strike = Strike { role, call, nth, errno };
+                    let strike = Strike { role, call, nth, blow: Blow::Errno(errno) };
                     println!("{strike:?}");
                     let sys = Faulty::striking(Some(strike));
                     match run(kind, &sys) {

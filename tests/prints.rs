@@ -4,7 +4,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use seqpool::frame::{self, FLAG_PRINTED, FLAG_TIMED, Header, Kind, Status};
 use seqpool::limits::{PRINT_FILE_SIZE_MAX, PRINTED_SIZE_MAX};
-use seqpool::sys::{Faulty, Role, Strike, Sys};
+use seqpool::sys::{Blow, Faulty, Role, Strike, Sys};
 use seqpool::{Builder, Completion, CrashCause, HandlerError, Job, Outcome, Pool, Prints, Submitter, TransportKind};
 use std::collections::BTreeMap;
 use std::io::{Read, Seek, SeekFrom};
@@ -741,7 +741,7 @@ fn a_failing_kernel_costs_output_at_most(transport: TransportKind) {
         ] {
             for errno in [libc::EINTR, libc::ENOMEM] {
                 for nth in 1..=made(role, call).min(6) {
-                    let (sys, ended) = run_struck(Some(Strike { role, call, nth, errno }));
+                    let (sys, ended) = run_struck(Some(Strike { role, call, nth, blow: Blow::Errno(errno) }));
                     runs += 1;
                     struck += sys.injected();
                     let ended = match ended {

@@ -1,12 +1,13 @@
 //! Row 34 of the fault table without other programs: every system call that the pool itself makes is struck once, in the
-//! host, in the nursery and in a worker, at each of its places, by `seqpool::sys::Faulty::striking`.
+//! host, in the nursery and in a worker, at each of its places, by `seqpool::sys::Faulty::striking`. It fails there, or its
+//! process is killed.
 //!
 //! `tests/sweep_strace.rs` has the same on the real kernel, where also the calls of the libraries are struck.
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use seqpool::sys::{Faulty, Role, Strike};
-use seqpool::{Crash, CrashCause, Error, Job, Outcome, Pool, Stats, TransportKind};
+use seqpool::sys::{Blow, Faulty, Role, Strike};
+use seqpool::{Crash, CrashCause, Error, Job, Outcome, Pool, Reason, Stats, TransportKind};
 use std::collections::BTreeMap;
 use std::os::fd::AsFd;
 use std::sync::OnceLock;
@@ -19,6 +20,9 @@ fn main() {
     support::main(&support::cases_on_each_transport![
         interrupted_calls_change_nothing => 240,
         shortages_change_nothing => 240,
+        a_worker_killed_at_any_call => 240,
+        a_nursery_killed_at_any_call => 240,
+        a_host_killed_at_any_call => 240,
         a_strike_is_seen_where_it_is_planned,
     ]);
 }
@@ -106,17 +110,20 @@ fn run(sys: &Faulty, transport: TransportKind) -> Result<Ran, Error> {
     Ok(Ran { outcomes, stats, elapsed: start.elapsed() })
 }
 
+fn is_right(number: usize, outcome: &Outcome<Vec<u8>>) -> bool {
+    match outcome {
+        Outcome::Crashed(Crash { cause: CrashCause::Signal(9), .. }) => number == DIES,
+        Outcome::TimedOut { after } => number == HANGS && *after == HANG_LIMIT,
+        Outcome::Done(reply) => ![DIES, HANGS].contains(&number) && *reply == reply_to(&body(number)),
+        _ => false,
+    }
+}
+
 /// What every run must bring, struck or not.
 fn judge(ran: &Ran) -> Result<(), String> {
     for (number, outcome) in ran.outcomes.iter().enumerate() {
-        let right = match outcome {
-            Outcome::Crashed(Crash { cause: CrashCause::Signal(9), .. }) => number == DIES,
-            Outcome::TimedOut { after } => number == HANGS && *after == HANG_LIMIT,
-            Outcome::Done(reply) => ![DIES, HANGS].contains(&number) && *reply == reply_to(&body(number)),
-            _ => false,
-        };
         let starts = starts()[number].load(SeqCst);
-        if !right || starts != 1 {
+        if !is_right(number, outcome) || starts != 1 {
             return Err(format!("job {number}, started {starts} times: {outcome:?}; {:?}", ran.stats));
         }
     }
@@ -162,7 +169,7 @@ fn sweep(transport: TransportKind, errnos: impl Fn(&str) -> &'static [i32], may_
         let mut hit = 0;
         for errno in errnos(call) {
             for nth in places(count) {
-                let strike = Strike { role, call, nth, errno: *errno };
+                let strike = Strike { role, call, nth, blow: Blow::Errno(*errno) };
                 let (mut tries, mut verdict) = (0, Err(String::new()));
                 while tries < TRIES {
                     tries += 1;
@@ -221,9 +228,114 @@ fn shortages_change_nothing(transport: TransportKind) {
     sweep(transport, errnos, true);
 }
 
+// ---- deaths at each call
+
+/// Kills one process of this role at each place of each of its calls. `judge` looks at what the run brought.
+fn kill_everywhere(transport: TransportKind, role: Role, judge: impl Fn(Strike, &Faulty) -> Result<(), String>) {
+    let (calls, _) = unstruck(transport);
+    let (mut runs, mut struck, mut failures) = (0, 0, Vec::new());
+    for ((_, call), count) in calls.into_iter().filter(|((r, _), _)| *r == role) {
+        let mut hit = 0;
+        for nth in places(count) {
+            let strike = Strike { role, call, nth, blow: Blow::Kill };
+            let sys = Faulty::striking(Some(strike));
+            let verdict = judge(strike, &sys);
+            hit += sys.injected();
+            runs += 1;
+            if let Err(why) = verdict {
+                failures.push(format!("{strike:?}: {why}"));
+            }
+        }
+        assert!(hit > 0, "{role:?} {call} was never struck");
+        struck += hit;
+    }
+    println!("{transport}: {runs} runs, {struck} deaths");
+    failures.iter().for_each(|failure| println!("{failure}"));
+    assert!(failures.is_empty(), "{} of {runs} runs went wrong", failures.len());
+    assert!(struck * 4 >= runs * 3, "only {struck} of {runs} were struck");
+}
+
+/// What a run with a death must bring: right outcomes, and besides at most `more` that `excuse` accepts, by outcome and starts.
+fn judge_with_a_death(
+    ran: &Ran,
+    more: usize,
+    excuse: impl Fn(usize, &Outcome<Vec<u8>>, u32) -> bool,
+) -> Result<(), String> {
+    let mut excused = 0;
+    for (number, outcome) in ran.outcomes.iter().enumerate() {
+        let starts = starts()[number].load(SeqCst);
+        let is_right = is_right(number, outcome) && starts == 1;
+        if !is_right && (starts > 1 || !excuse(number, outcome, starts)) {
+            return Err(format!("job {number}, started {starts} times: {outcome:?}; {:?}", ran.stats));
+        }
+        excused += usize::from(!is_right);
+    }
+    if excused > more || ran.stats.hostile != 0 {
+        return Err(format!("{excused} jobs suffered; {:?}", ran.stats));
+    }
+    Ok(())
+}
+
+/// The job in hand is blamed, whether its handler had begun or not: its claim counts. All others do not notice.
+fn a_worker_killed_at_any_call(transport: TransportKind) {
+    kill_everywhere(transport, Role::Worker, |_, sys| {
+        let ran = run(sys, transport).map_err(|error| error.to_string())?;
+        judge_with_a_death(&ran, 1, |_, outcome, _| {
+            matches!(outcome, Outcome::Crashed(Crash { cause: CrashCause::Signal(9), .. }))
+        })
+    });
+}
+
+/// Jobs that run finish. Nobody says any more how a worker died, and nobody forks another: then what has not started is
+/// refused. Or there is no pool at all.
+fn a_nursery_killed_at_any_call(transport: TransportKind) {
+    kill_everywhere(transport, Role::Nursery, |_, sys| {
+        let Ok(ran) = run(sys, transport) else { return Ok(()) };
+        judge_with_a_death(&ran, JOBS, |number, outcome, starts| match outcome {
+            Outcome::Rejected { reason: Reason::NoWorkers(_) } => starts == 0,
+            Outcome::Crashed(Crash { cause: CrashCause::Unknown, .. }) => number == DIES,
+            _ => false,
+        })
+    });
+}
+
+/// Whatever moment it is, everybody is gone within a second, and no job has run twice.
+fn a_host_killed_at_any_call(transport: TransportKind) {
+    // Whom it leaves behind comes to this process.
+    nix::sys::prctl::set_child_subreaper(true).expect("prctl");
+    kill_everywhere(transport, Role::Host, |strike, sys| {
+        // Not by the floor of system calls: it is to be the host, and not the nursery.
+        // SAFETY: this process has one thread, so its child may do anything.
+        let host = match unsafe { libc::fork() } {
+            0 => {
+                let code = i32::from(run(sys, transport).is_err());
+                // SAFETY: _exit(2) takes one word and does not return.
+                unsafe { libc::_exit(code) }
+            }
+            host => host,
+        };
+        assert!(host > 0, "fork");
+        let status = support::wait_for(host);
+        let died = status == nix::sys::wait::WaitStatus::Signaled(Pid::from_raw(host), Signal::SIGKILL, false);
+        if died != (sys.injected() > 0) {
+            return Err(format!("{status:?}, struck: {}", sys.injected()));
+        }
+        let start = Instant::now();
+        if !support::wait_until(Duration::from_secs(1), support::reaped) {
+            let left = support::descendants(std::process::id() as i32);
+            return Err(format!("left behind: {:?}", left.into_iter().map(support::describe).collect::<Vec<_>>()));
+        }
+        println!("{strike:?}: gone {:?} later", start.elapsed());
+        match (0..JOBS).find(|job| starts()[*job].load(SeqCst) > 1) {
+            Some(job) => Err(format!("job {job} was run again")),
+            None => Ok(()),
+        }
+    });
+}
+
 fn a_strike_is_seen_where_it_is_planned(transport: TransportKind) {
     let refusal = |role, call, nth, errno| {
-        let sys = Faulty::striking(Some(Strike { role, call, nth, errno }));
+        let sys = Faulty::striking(Some(Strike { role, call, nth, blow: Blow::Errno(errno) }));
         let ran = run(&sys, transport);
         (sys.injected(), ran.map(|ran| judge(&ran)).map_err(|error| error.to_string()))
     };

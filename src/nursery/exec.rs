@@ -170,11 +170,12 @@ impl Refusal {
 
     pub(super) fn from_words([code, a, b]: [u64; 3]) -> Option<Self> {
         let (a, b) = (u32::try_from(a).ok()?, u32::try_from(b).ok()?);
+        let signed = |word| i32::try_from(word).ok();
         Some(match (code, b) {
             (1, _) => Refusal::Handlers { handlers: a, on_start: b },
-            (2, _) => Refusal::KeptFd { number: a as RawFd, errno: b as i32 },
+            (2, _) => Refusal::KeptFd { number: signed(a)?, errno: signed(b)? },
             (3, 0) => Refusal::Threads { count: a },
-            (4, 0) => Refusal::Os { errno: a as i32 },
+            (4, 0) => Refusal::Os { errno: signed(a)? },
             _ => return None,
         })
     }

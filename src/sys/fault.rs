@@ -67,7 +67,7 @@ impl Faulty {
         Self { state: Arc::new(state), fault }
     }
 
-    /// No fault but this one, if any, below the trait: where a signal or a shortage really strikes. Calls are counted in
+    /// No fault but this one, if any, below the trait: where a signal, a shortage or a death really strikes. Calls are counted in
     /// all processes of the pool until the last clone in this process is dropped. One such kernel at a time.
     pub fn striking(strike: Option<Strike>) -> Self {
         strike::watch(strike);

@@ -47,7 +47,7 @@ pub use resource::Resource;
 pub use role::Role;
 pub use signal::{SignalFd, SignalSet};
 pub use socket::{FDS_MAX, Passed};
-pub use strike::Strike;
+pub use strike::{Blow, Strike};
 
 #[cfg(feature = "cli")]
 pub(crate) use cli::*;

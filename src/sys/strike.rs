@@ -12,8 +12,8 @@ use super::Role;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
 
-/// The `nth` call of this name, counted from 1 in each process by itself, fails without reaching the kernel: in the first
-/// process of this role that comes so far, and nowhere else.
+/// The `nth` call of this name, counted from 1 in each process by itself, is struck and does not reach the kernel: in the
+/// first process of this role that comes so far, and nowhere else.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Strike {
     /// In which processes.
@@ -22,8 +22,27 @@ pub struct Strike {
     pub call: &'static str,
     /// Which of them.
     pub nth: u32,
-    /// What it fails with.
-    pub errno: i32,
+    /// What happens instead.
+    pub blow: Blow,
+}
+
+/// What a [`Strike`] does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Blow {
+    /// The call fails with this error.
+    Errno(i32),
+    /// The process dies by `SIGKILL`, before the call.
+    Kill,
+}
+
+impl Blow {
+    /// As in the shared page: no error has the number 0.
+    fn to_bits(self) -> u32 {
+        match self {
+            Blow::Errno(errno) => errno as u32,
+            Blow::Kill => 0,
+        }
+    }
 }
 
 impl Strike {
@@ -111,7 +130,8 @@ struct Page {
     role: AtomicU32,
     call: AtomicU32,
     nth: AtomicU32,
-    errno: AtomicU32,
+    /// As [`Blow::to_bits`].
+    blow: AtomicU32,
     struck: AtomicBool,
     /// The most calls of each name that one process of each role has made.
     most: [[AtomicU32; CALLS]; Role::ALL.len()],
@@ -145,7 +165,7 @@ pub(super) fn watch(plan: Option<Strike>) {
     let call = plan.map(|p| index_of(p.call));
     page.call.store(index(call), Relaxed);
     page.nth.store(plan.map_or(0, |p| p.nth), Relaxed);
-    page.errno.store(plan.map_or(0, |p| p.errno as u32), Relaxed);
+    page.blow.store(plan.map_or(0, |p| p.blow.to_bits()), Relaxed);
     page.struck.store(false, Relaxed);
     page.most.iter().flatten().chain(&OWN).for_each(|count| count.store(0, Relaxed));
     WATCHED.store(true, Relaxed);
@@ -182,7 +202,7 @@ fn index_of(call: &str) -> usize {
     index.unwrap_or_else(|| panic!("{call} is not in the list of calls that can be struck"))
 }
 
-/// Whether the call of this name that is about to be made has to fail, and with what.
+/// Whether the call of this name that is about to be made has to fail, and with what. May not return.
 #[inline]
 pub(super) fn struck(call: &'static str) -> Option<i32> {
     if WATCHED.load(Relaxed) { count(call) } else { None }
@@ -196,5 +216,20 @@ fn count(call: &'static str) -> Option<i32> {
     page.most[role][call].fetch_max(nth, Relaxed);
     let is_planned =
         (page.role.load(Relaxed), page.call.load(Relaxed), page.nth.load(Relaxed)) == (role as u32, call as u32, nth);
-    (is_planned && !page.struck.swap(true, Relaxed)).then(|| page.errno.load(Relaxed) as i32)
+    if !is_planned || page.struck.swap(true, Relaxed) {
+        return None;
+    }
+    match page.blow.load(Relaxed) {
+        0 => die(),
+        errno => Some(errno as i32),
+    }
+}
+
+fn die() -> ! {
+    // SAFETY: getpid(2) takes nothing.
+    let me = unsafe { libc::getpid() };
+    loop {
+        // SAFETY: kill(2) takes numbers. Not by the wrapper, which would count it.
+        unsafe { libc::kill(me, libc::SIGKILL) };
+    }
 }

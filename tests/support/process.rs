@@ -1,6 +1,8 @@
 //! Looking at processes from outside, through `proc(5)`. A process that is gone has no children, threads or
 //! descriptors; none of these functions fails because of it.
 
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::Pid;
 use std::collections::BTreeMap;
 use std::fs;
 use std::time::{Duration, Instant};
@@ -109,6 +111,23 @@ pub fn open_fds(pid: i32) -> BTreeMap<i32, String> {
     fds.filter(|(_, target)| *target != folder).collect()
 }
 
+/// Waits for the end of one child.
+pub fn wait_for(child: i32) -> WaitStatus {
+    waitpid(Pid::from_raw(child), None).expect("waitpid")
+}
+
+/// Reaps what has ended, adopted processes too. Returns whether nobody is left.
+pub fn reaped() -> bool {
+    loop {
+        match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
+            Ok(WaitStatus::StillAlive) => return false,
+            Ok(_) => {}
+            Err(nix::errno::Errno::ECHILD) => return true,
+            Err(error) => panic!("waitpid: {error}"),
+        }
+    }
+}
+
 /// How many threads the process has.
 pub fn threads(pid: i32) -> usize {
     thread_ids(pid).len()
@@ -141,6 +160,12 @@ pub fn context_switches(pid: i32) -> ContextSwitches {
 pub fn vm_hwm(pid: i32) -> Option<u64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     Some(number_after(&status, "VmHWM:")? * 1024)
+}
+
+/// The resident size; `None` when the process is gone or a zombie. Units: bytes.
+pub fn vm_rss(pid: i32) -> Option<u64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    Some(number_after(&status, "VmRSS:")? * 1024)
 }
 
 fn number_after(status: &str, key: &str) -> Option<u64> {

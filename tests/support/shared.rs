@@ -1,4 +1,5 @@
-//! What several test binaries need alike: memory that forked processes share, and seeded random numbers.
+//! What several test binaries need alike: memory that forked processes share, how often a thing is repeated, and seeded
+//! random numbers.
 
 use std::sync::atomic::AtomicU32;
 
@@ -11,6 +12,11 @@ pub fn shared_words(count: usize) -> &'static [AtomicU32] {
     assert_ne!(base, libc::MAP_FAILED);
     // SAFETY: the mapping is zeroed, aligned to a page, never unmapped, and accessed as atomics only.
     unsafe { std::slice::from_raw_parts(base.cast(), count) }
+}
+
+/// How often, how many or how long: a little with the other tests, `soaking` with the feature `soak`.
+pub const fn rounds(usual: u64, soaking: u64) -> u64 {
+    if cfg!(feature = "soak") { soaking } else { usual }
 }
 
 /// SplitMix64 (Steele, Lea and Flood, 2014): seeded, so that a failure can be run again.
