@@ -158,14 +158,20 @@ pub(super) fn send(fd: BorrowedFd<'_>, parts: &[IoSlice<'_>], wait: Wait) -> OsR
 
 fn receive_message(fd: BorrowedFd<'_>, header: &mut libc::msghdr, wait: Wait) -> OsResult<Received> {
     let control_size = header.msg_controllen;
-    let received = receive_once(fd, header, wait)?;
-    if received != Received::Closed || !has_hung_up(fd)? {
-        return Ok(received);
+    match receive_once(fd, header, wait)? {
+        Received::Closed => {
+            header.msg_controllen = control_size;
+            receive_at_the_end(fd, header, wait)
+        }
+        received => Ok(received),
     }
-    // The kernel looks for a packet and then for the end, and the peer may have sent its last and closed in between: such
-    // an end comes before the packet. From now on nothing can be added, so the second answer is final.
-    header.msg_controllen = control_size;
-    receive_once(fd, header, wait)
+}
+
+/// The kernel looks for a packet and then for the end, and the peer may have sent its last and closed in between: such an
+/// end comes before the packet. From then on nothing can be added, so the second answer is final.
+#[cold]
+fn receive_at_the_end(fd: BorrowedFd<'_>, header: &mut libc::msghdr, wait: Wait) -> OsResult<Received> {
+    if has_hung_up(fd)? { receive_once(fd, header, wait) } else { Ok(Received::Closed) }
 }
 
 fn has_hung_up(fd: BorrowedFd<'_>) -> OsResult<bool> {
