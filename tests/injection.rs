@@ -1,7 +1,8 @@
 //! The pool over a kernel that fails on purpose: `seqpool::sys::Faulty`.
 //!
 //! Each case goes through several seeds and prints each before it is used: the last line of a failed case's output
-//! names the run that failed. `SEQPOOL_SEEDS=N` sets how many, for longer hunts; `SEQPOOL_SEED=N` the first.
+//! names the run that failed. `SEQPOOL_SEEDS=N` sets how many, the feature `soak` twenty times as many; `SEQPOOL_SEED=N` the
+//! first.
 //!
 //! What must hold, whatever fails: exactly one outcome a job; the right one; no job run twice; no hang. How often each
 //! job was started is counted by its handler in memory that all processes share.
@@ -18,20 +19,20 @@ mod support;
 fn main() {
     support::main(&support::cases![
         without_faults_nothing_is_injected,
-        a_full_socket,
-        no_kernel_memory,
-        a_receive_that_finds_nothing,
-        a_reset_that_is_none,
-        a_truncated_packet,
-        a_spurious_event,
-        a_stale_event,
-        lost_events,
-        a_lost_edge_costs_a_tenth_of_a_second,
-        an_interrupted_wait,
-        no_descriptor,
-        everything_at_once => 120,
-        everything_at_once_with_cancels => 120,
-        everything_but_truncation => 120,
+        a_full_socket => rounds(60, 1200),
+        no_kernel_memory => rounds(60, 1200),
+        a_receive_that_finds_nothing => rounds(60, 1200),
+        a_reset_that_is_none => rounds(60, 1200),
+        a_truncated_packet => rounds(60, 1200),
+        a_spurious_event => rounds(60, 1200),
+        a_stale_event => rounds(60, 1200),
+        lost_events => rounds(60, 1200),
+        a_lost_edge_costs_a_tenth_of_a_second => rounds(60, 1200),
+        an_interrupted_wait => rounds(60, 1200),
+        no_descriptor => rounds(60, 1200),
+        everything_at_once => rounds(120, 1200),
+        everything_at_once_with_cancels => rounds(120, 1200),
+        everything_but_truncation => rounds(120, 1200),
         a_real_lack_of_descriptors_is_survived,
         the_count_of_starts_can_fail,
     ]);
@@ -294,7 +295,7 @@ fn number(variable: &str, default: u64) -> u64 {
 
 fn seeds(default_count: u64) -> Range<u64> {
     let first = number("SEQPOOL_SEED", 1);
-    first..first + number("SEQPOOL_SEEDS", rounds(default_count, 50 * default_count))
+    first..first + number("SEQPOOL_SEEDS", rounds(default_count, 20 * default_count))
 }
 
 /// Runs the plan under one fault on both transports and several seeds; the fault must really have happened.
