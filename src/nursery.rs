@@ -59,7 +59,7 @@ pub(crate) enum Report {
     Exited { slot: u32, generation: u32, report: ExitReport, oom: Option<bool> },
     /// An executed nursery has built its handlers and serves.
     Ready,
-    /// An executed nursery does not serve, and ends.
+    /// It does not serve, and ends.
     Refused(Refusal),
 }
 
@@ -418,19 +418,38 @@ struct Process<S: Sys> {
     oom: OomWatch,
 }
 
+/// Makes this process a nursery, which keeps nothing but these descriptors. Returns where it hears of deaths.
+fn become_nursery(socket: &OwnedFd, host: &OwnedFd, keep_fds: &[RawFd]) -> OsResult<SignalFd> {
+    sys::become_group_leader()?;
+    sys::reset_signals();
+    sys::set_name(c"seqpool-nursery");
+    sys::become_subreaper()?;
+    let signals = SignalFd::block_and_open(&SignalSet::of(&[SIGCHLD]))?;
+    let mut keep = vec![socket.as_raw_fd(), host.as_raw_fd(), signals.as_fd().as_raw_fd()];
+    keep.extend_from_slice(keep_fds);
+    sys::close_all_except(&keep)?;
+    sys::detach_stdio()?;
+    Ok(signals)
+}
+
+/// Tells the host why this process does not serve.
+fn refuse<S: Sys>(sys: &S, socket: &OwnedFd, refusal: Refusal) {
+    let bytes = Report::Refused(refusal).encode();
+    // Nobody is left to be told otherwise.
+    let _ = sys.send(socket.as_fd(), &[IoSlice::new(&bytes)], Wait::UntilReady);
+}
+
 impl<S: Sys> Process<S> {
     /// The nursery's whole life. `reports` are what the host is told first.
     fn run(sys: S, socket: OwnedFd, host: OwnedFd, setup: Setup, reports: VecDeque<Report>) -> OsResult<()> {
         let setup = ManuallyDrop::new(setup);
-        sys::become_group_leader()?;
-        sys::reset_signals();
-        sys::set_name(c"seqpool-nursery");
-        sys::become_subreaper()?;
-        let signals = SignalFd::block_and_open(&SignalSet::of(&[SIGCHLD]))?;
-        let mut keep = vec![socket.as_raw_fd(), host.as_raw_fd(), signals.as_fd().as_raw_fd()];
-        keep.extend_from_slice(&setup.keep_fds);
-        sys::close_all_except(&keep)?;
-        sys::detach_stdio()?;
+        let signals = match become_nursery(&socket, &host, &setup.keep_fds) {
+            Ok(signals) => signals,
+            Err(error) => {
+                refuse(&sys, &socket, Refusal::Os { errno: error.errno });
+                return Err(error);
+            }
+        };
         let (children, pids) = (Vec::new(), Vec::new());
         let oom = OomWatch::new(&setup.handlers.limits);
         let mut process = Self { sys, socket, host, signals, setup, children, reports, pids, oom };

@@ -22,6 +22,7 @@ fn main() {
         a_full_socket => rounds(60, 1200),
         no_kernel_memory => rounds(60, 1200),
         a_receive_that_finds_nothing => rounds(60, 1200),
+        a_start_that_is_heard_late => rounds(60, 1200),
         a_reset_that_is_none => rounds(60, 1200),
         a_truncated_packet => rounds(60, 1200),
         a_spurious_event => rounds(60, 1200),
@@ -329,6 +330,18 @@ fn no_kernel_memory() {
 
 fn a_receive_that_finds_nothing() {
     alone(Fault { recv_would_block: 5, ..Fault::default() }, Plan { swells: 0, ..PLAN });
+}
+
+/// A worker's first word to its host may be found before the nursery's about it, and that one only at a later look.
+fn a_start_that_is_heard_late() {
+    for transport in TransportKind::ALL {
+        for seed in seeds(8) {
+            println!("seed {seed}, {transport}");
+            let sys = Faulty::new(seed, Fault { recv_would_block: 2, lost_events: 4, ..Fault::default() });
+            let mut pool = spawn(&sys, 3, *transport, &[]);
+            assert!(pool.wait_ready(Duration::from_secs(10)).expect("poll"), "{}", pool.health());
+        }
+    }
 }
 
 fn a_reset_that_is_none() {

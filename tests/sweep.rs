@@ -119,6 +119,15 @@ fn is_right(number: usize, outcome: &Outcome<Vec<u8>>) -> bool {
     }
 }
 
+/// Whether nothing has started, and each job says that the nursery could not.
+fn all_refused(ran: &Ran) -> bool {
+    let says_so = |outcome: &Outcome<Vec<u8>>| match outcome {
+        Outcome::Rejected { reason: Reason::NoWorkers(why) } => why.starts_with("the nursery refused to start: "),
+        _ => false,
+    };
+    ran.outcomes.iter().all(says_so) && starts().iter().all(|count| count.load(SeqCst) == 0)
+}
+
 /// What every run must bring, struck or not.
 fn judge(ran: &Ran) -> Result<(), String> {
     for (number, outcome) in ran.outcomes.iter().enumerate() {
@@ -180,6 +189,10 @@ fn sweep(transport: TransportKind, errnos: impl Fn(&str) -> &'static [i32], may_
                     }
                     let elapsed = ran.as_ref().map_or(Duration::ZERO, |ran| ran.elapsed);
                     verdict = match ran {
+                        Ok(ran) if may_refuse && role == Role::Nursery && all_refused(&ran) => {
+                            refused += 1;
+                            Ok(())
+                        }
                         Ok(ran) => judge(&ran),
                         Err(error) if may_refuse && role == Role::Host && error.to_string().contains(call) => {
                             refused += 1;
@@ -213,7 +226,7 @@ fn interrupted_calls_change_nothing(transport: TransportKind) {
     sweep(transport, |_| &[libc::EINTR], false);
 }
 
-/// `send(2)`, `recv(2)`, `eventfd(2)`, `signalfd(2)`, `fork(2)`, `mmap(2)`, `madvise(2)`, `unix(7)`.
+/// `send(2)`, `recv(2)`, `fork(2)`, `mmap(2)`, `madvise(2)`, `unix(7)`, and those that make a descriptor.
 fn shortages_change_nothing(transport: TransportKind) {
     let errnos = |call: &str| -> &'static [i32] {
         match call {
@@ -222,6 +235,14 @@ fn shortages_change_nothing(transport: TransportKind) {
             "recvmsg" => &[libc::EAGAIN, libc::ENOMEM],
             "read" | "write" => &[libc::EAGAIN],
             "fork" | "mmap" | "madvise" => &[libc::EAGAIN, libc::ENOMEM],
+            "epoll_create1"
+            | "eventfd"
+            | "fcntl(F_DUPFD_CLOEXEC)"
+            | "memfd_create"
+            | "pidfd_open"
+            | "signalfd"
+            | "socketpair"
+            | "timerfd_create" => &[libc::EMFILE],
             _ => &[],
         }
     };

@@ -7,7 +7,7 @@
 //! What a fork would have inherited comes first on the socket: one [`Opening`] with the host's pidfd, then a record for
 //! every few kept descriptors. The nursery answers with [`Report::Ready`], or with [`Report::Refused`] and ends.
 
-use super::{Nursery, Process, RECORD_SIZE, Report, Setup, Words, to_bytes, to_words};
+use super::{Nursery, Process, RECORD_SIZE, Report, Setup, Words, refuse, to_bytes, to_words};
 use crate::limits::{KEPT_FDS_MAX, NURSERY_START_TIMEOUT};
 use crate::nursery::Heard;
 use crate::prints::Prints;
@@ -16,7 +16,6 @@ use crate::worker::{EXIT_ORPHAN, EXIT_OS, Handlers, LIMIT_WORDS, WorkerLimits};
 use std::collections::VecDeque;
 use std::ffi::OsString;
 use std::fmt;
-use std::io::IoSlice;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 
 /// The variable that makes a process a nursery. It is removed before any code of the program's own runs.
@@ -400,9 +399,7 @@ pub(crate) fn serve(build: impl FnOnce() -> Handlers) -> ! {
         Err(Trouble::HostGone) => sys::exit_now(EXIT_ORPHAN),
         Err(Trouble::NoHost(what)) => leave_without_host(&what),
     };
-    let bytes = Report::Refused(refusal).encode();
-    // Nobody is left to be told otherwise.
-    let _ = sys.send(socket.as_fd(), &[IoSlice::new(&bytes)], Wait::UntilReady);
+    refuse(&sys, &socket, refusal);
     sys::exit_now(EXIT_USAGE)
 }
 

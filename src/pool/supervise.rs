@@ -141,7 +141,12 @@ impl<S: Sys> Engine<S> {
         let (slot, generation) = match report {
             Report::Obeyed => return,
             Report::Ready => return self.nursery_ready(),
-            Report::Refused(refusal) => return self.nursery_lost(&format!("the nursery refused to start: {refusal}")),
+            Report::Refused(refusal) => {
+                let why = format!("the nursery refused to start: {refusal}");
+                // Among the last words of one that is lost already, this is why.
+                self.start_error = Some(why.clone());
+                return self.nursery_lost(&why);
+            }
             Report::Spawned { slot, generation, .. }
             | Report::SpawnFailed { slot, generation, .. }
             | Report::Exited { slot, generation, .. } => (slot as usize, generation),
@@ -599,8 +604,12 @@ impl<S: Sys> Engine<S> {
         // A lost edge of the nursery's socket costs a tick too, not the run.
         self.hear()?;
         let is_busy = |slot: usize| {
+            let s = &self.slots[slot];
+            // One that has said hello while nobody has said yet who it is: that word is on its way.
+            let is_nameless = s.life == Life::Running && s.pid.is_none() && self.nursery.is_some();
             self.scheduler.jobs(slot) > 0
-                || matches!(self.slots[slot].life, Life::Starting | Life::Leaving | Life::Dying)
+                || is_nameless
+                || matches!(s.life, Life::Starting | Life::Leaving | Life::Dying)
         };
         if (0..self.slots.len()).any(is_busy) || self.nursery.as_ref().is_some_and(Nursery::is_behind) {
             let at_ns = (now_ns + self.period_ns()).min(soonest_ns.max(now_ns + 1));
