@@ -522,20 +522,7 @@ fn start_host(transport: TransportKind) -> (std::process::Child, i32) {
     (child, line.trim().parse().expect("a process id"))
 }
 
-/// Reaps what has ended, adopted processes too. Returns whether nobody is left.
-fn reaped() -> bool {
-    use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
-    loop {
-        match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
-            Ok(WaitStatus::StillAlive) => return false,
-            Ok(_) => {}
-            Err(nix::errno::Errno::ECHILD) => return true,
-            Err(error) => panic!("waitpid: {error}"),
-        }
-    }
-}
-
-// `reaped` waits for it, as for all that is adopted.
+// `support::reaped` waits for it, as for all that is adopted.
 #[allow(clippy::zombie_processes)]
 fn control_groups_go_with_a_killed_host(transport: TransportKind) {
     if group_kind_or_skip().is_none() {
@@ -548,7 +535,7 @@ fn control_groups_go_with_a_killed_host(transport: TransportKind) {
         std::thread::sleep(Duration::from_millis(7 * round));
         kill(Pid::from_raw(host.id() as i32), Signal::SIGKILL).expect("kill");
         let start = Instant::now();
-        assert!(wait_until(PATIENCE, reaped));
+        assert!(wait_until(PATIENCE, support::reaped));
         assert_eq!(groups_of(host.id()), [] as [PathBuf; 0]);
         println!("all gone after {:?}", start.elapsed());
     }
@@ -558,7 +545,7 @@ fn control_groups_go_with_a_killed_host(transport: TransportKind) {
         let mut host = host(transport).spawn().expect("a host");
         std::thread::sleep(Duration::from_micros(random.below(15_000)));
         kill(Pid::from_raw(host.id() as i32), Signal::SIGKILL).expect("kill");
-        assert!(wait_until(PATIENCE, reaped));
+        assert!(wait_until(PATIENCE, support::reaped));
         if !groups_of(host.id()).is_empty() {
             group_kind().expect("a group");
         }
@@ -585,7 +572,7 @@ fn control_groups_go_without_a_nursery(transport: TransportKind) {
     let (host, nursery) = start_host(transport);
     kill(Pid::from_raw(nursery), Signal::SIGKILL).expect("kill");
     kill(Pid::from_raw(host.id() as i32), Signal::SIGKILL).expect("kill");
-    assert!(wait_until(PATIENCE, reaped));
+    assert!(wait_until(PATIENCE, support::reaped));
     assert_eq!(groups_of(host.id()).len(), 1, "nobody was left to remove it");
     assert_eq!(group_kind(), Ok(kind));
     assert_eq!(groups_of(host.id()), [] as [PathBuf; 0]);
