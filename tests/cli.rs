@@ -2,6 +2,7 @@
 //!
 //! A test ends only processes that it started, by their ids, and none waits longer than its limit.
 
+use guard::gather;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
@@ -15,6 +16,9 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
+
+#[path = "support/guard.rs"]
+mod guard;
 
 /// No run takes longer, not even on a loaded machine.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -59,17 +63,6 @@ impl Guard {
             thread::sleep(Duration::from_millis(2));
         }
     }
-}
-
-/// Reads to the end of file, elsewhere.
-fn gather(mut from: impl Read + Send + 'static) -> mpsc::Receiver<Vec<u8>> {
-    let (send, receive) = mpsc::channel();
-    thread::spawn(move || {
-        let mut all = Vec::new();
-        let _ = from.read_to_end(&mut all);
-        let _ = send.send(all);
-    });
-    receive
 }
 
 /// Lines as they come, elsewhere.

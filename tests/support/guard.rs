@@ -1,4 +1,5 @@
 //! The program run to its end, for tests under Rust's own harness: what it leaves behind is noticed by its pipes.
+#![allow(dead_code)]
 
 use std::io::Read;
 use std::process::{Child, Command, Output, Stdio};
