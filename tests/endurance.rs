@@ -63,7 +63,7 @@ fn builder(starts: &'static [AtomicU32]) -> seqpool::Builder {
 
 /// What one run of many jobs brought.
 struct Ran {
-    /// By number; 0 is none, 1 done, 2 killed, 3 timed out.
+    /// By number; 0 is none, 1 done, 2 killed, 3 timed out, 4 never started.
     ends: Vec<u8>,
     elapsed: Duration,
 }
@@ -95,6 +95,7 @@ fn run(pool: &mut Pool, count: usize, us: u8, mut watch: impl FnMut(&Pool)) -> R
                 Outcome::Done(body) if *body == (completion.tag as u32).to_le_bytes() => 1,
                 Outcome::Crashed(Crash { cause: CrashCause::Signal(9), .. }) => 2,
                 Outcome::TimedOut { .. } => 3,
+                Outcome::Crashed(Crash { cause: CrashCause::NeverStarted, .. }) => 4,
                 other => panic!("job {}: {other:?}", completion.tag),
             };
             let old = std::mem::replace(&mut ends[completion.tag as usize], end);
@@ -140,7 +141,7 @@ fn chaos(count: usize, seed: u64, shares: Chaos, timeout: Option<Duration>) {
             Some(Fate::Exit) => unreachable!("not among the shares"),
             None => 1,
         };
-        assert_eq!(*end, drawn, "job {number}: 1 is done, 2 killed, 3 timed out");
+        assert_eq!(*end, drawn, "job {number}: 1 is done, 2 killed, 3 timed out, 4 never started");
         named += usize::from(drawn > 1);
         // Who is drawn does not come to the handler.
         assert_eq!(starts[number].load(Relaxed), u32::from(drawn == 1), "starts of job {number}");
@@ -266,9 +267,10 @@ fn workers_killed_at_random_moments() {
             let count = starts[number].load(Relaxed);
             // Killed between its claim and its first instruction, a job has not counted itself.
             assert!(count <= 1 && (*end != 1 || count == 1), "job {number}, started {count} times: {end}");
-            assert!(matches!(end, 1 | 2), "job {number}: {end}");
+            // Three may die between jobs while the same one is next in line, which is charged with that.
+            assert!(matches!(end, 1 | 2) || (*end == 4 && count == 0), "job {number}, started {count} times: {end}");
         }
-        crashed += ran.ends.iter().filter(|end| **end == 2).count();
+        crashed += ran.ends.iter().filter(|end| **end != 1).count();
     }
     println!("{kills} kills, {crashed} jobs blamed");
     assert!((1..=kills).contains(&(crashed as u64)), "none in a job, or more jobs than kills");
